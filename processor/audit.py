@@ -1,0 +1,184 @@
+"""The audit log: every step of a request as a versioned event in `LLM_AUDIT`, written once however often it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from processor import jetstream, subjects
+from processor.bus import Bus, MessageTooLarge
+from processor.jetstream import JetStreamError, JetStreamUnavailable
+from processor.messages import Request, Usd
+from processor.subjects import AuditEvent, Priority
+
+WRITE_TIMEOUT_S = 5.0
+MAX_UNWRITTEN = 1_000
+"""Events waiting for their PubAck; beyond it an event is dropped, counted and logged."""
+
+log = structlog.get_logger(__name__)
+
+
+class AuditRecord(BaseModel):
+    """What all events have. `at` is UTC; `delivery` counts the server's deliveries of the request."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    v: Literal[1] = 1
+    id: str
+    at: datetime
+    replica: str
+    priority: Priority
+    tenant: str
+    delivery: int
+
+
+class Received(AuditRecord):
+    """A worker took the request up. The text itself is not kept, only its size and fingerprint."""
+
+    event: Literal[AuditEvent.RECEIVED] = AuditEvent.RECEIVED
+    model: str | None
+    task_type: str | None
+    stream: bool
+    messages: int
+    body_bytes: int
+    body_sha256: str
+    metadata: dict[str, str]
+
+    @classmethod
+    def of(cls, request: Request, body: bytes, **common: Any) -> Received:
+        return cls(
+            model=request.model,
+            task_type=request.task_type,
+            stream=request.stream,
+            messages=len(request.messages),
+            body_bytes=len(body),
+            body_sha256=hashlib.sha256(body).hexdigest(),
+            metadata=request.metadata,
+            **common,
+        )
+
+
+class AuditUsage(BaseModel):
+    """Tokens in disjoint parts, and the vendor's own figures."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input_fresh: int
+    cache_read: int
+    cache_write_5m: int
+    cache_write_1h: int
+    tool_input: int
+    output_visible: int
+    output_thinking: int
+    raw: dict[str, Any]
+
+
+class AuditError(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    message: str
+    status: int | None = None
+    retry_after_s: float | None = None
+
+
+class Attempt(AuditRecord):
+    """One call to a vendor, complete or not: what it used and what it cost."""
+
+    event: Literal[AuditEvent.ATTEMPT] = AuditEvent.ATTEMPT
+    attempt: int
+    model: str
+    provider: str
+    served_by: str | None
+    vendor_request_id: str | None
+    started: datetime
+    duration_ms: float
+    first_token_ms: float | None
+    finish_reason: str | None
+    usage: AuditUsage
+    cost_usd: Usd
+    cost_estimated: bool
+    error: AuditError | None
+
+
+class Ended(AuditRecord):
+    """The one terminal event: completed, failed, cancelled, expired or dead."""
+
+    event: Literal[
+        AuditEvent.COMPLETED, AuditEvent.FAILED, AuditEvent.CANCELLED, AuditEvent.EXPIRED, AuditEvent.DEAD
+    ]
+    attempts: int
+    model: str | None = None
+    provider: str | None = None
+    finish_reason: str | None = None
+    cost_usd: Usd | None = None
+    error: AuditError | None = None
+
+
+AuditEntry = Annotated[Received | Attempt | Ended, Field(discriminator="event")]
+
+
+def message_id(entry: Received | Attempt | Ended) -> str:
+    """One per request and step: a redelivery writes nothing twice, and a request has one terminal event."""
+    match entry:
+        case Received():
+            return f"{entry.id}:received"
+        case Attempt():
+            return f"{entry.id}:attempt:{entry.attempt}"
+        case Ended():
+            return f"{entry.id}:ended"
+
+
+class AuditLog:
+    """Writes events. `write` waits for the PubAck; `write_soon` leaves it to a task that `run` owns."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._queue: asyncio.Queue[Received | Attempt | Ended] = asyncio.Queue(MAX_UNWRITTEN)
+        self.lost = 0
+
+    async def write(self, entry: Received | Attempt | Ended) -> bool:
+        """Keep `entry`. A failure is counted and logged, and does not fail the request."""
+        body = entry.model_dump_json(exclude_none=True).encode()
+        subject = subjects.audit(entry.event, entry.id)
+        try:
+            headers = {"Nats-Msg-Id": message_id(entry)}
+            self._bus.check_size(body, headers)
+            await jetstream.publish(self._bus.nc, subject, body, headers, timeout_s=WRITE_TIMEOUT_S)
+        except (JetStreamUnavailable, JetStreamError, MessageTooLarge) as error:
+            self._lose(entry, str(error))
+            return False
+        return True
+
+    def write_soon(self, entry: Received | Attempt | Ended) -> None:
+        try:
+            self._queue.put_nowait(entry)
+        except asyncio.QueueFull:
+            self._lose(entry, "the buffer is full")
+
+    async def run(self) -> None:
+        """Write what `write_soon` was given, for ever."""
+        while True:
+            entry = await self._queue.get()
+            await self.write(entry)
+            self._queue.task_done()
+
+    async def flush(self) -> None:
+        """Wait until everything given to `write_soon` has been written or lost."""
+        await self._queue.join()
+
+    def _lose(self, entry: Received | Attempt | Ended, why: str) -> None:
+        self.lost += 1
+        log.error("audit event lost", id=entry.id, audit_event=str(entry.event), why=why, lost=self.lost)
+
+
+async def last_attempt(bus: Bus, request_id: str) -> int:
+    """The number of the last attempt that an earlier delivery recorded, or 0."""
+    subject = subjects.audit(AuditEvent.ATTEMPT, request_id)
+    message = await jetstream.last_message(bus.nc, subjects.AUDIT, subject)
+    return Attempt.model_validate_json(message.body).attempt if message else 0

@@ -1,0 +1,115 @@
+"""The connection to NATS, with the defaults and guards that nats-py lacks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import nats
+import structlog
+from nats.aio.client import Client
+
+from processor.config import Settings
+
+HEADER_RESERVE = 4096
+"""The server counts headers into max_payload and the client does not: over it, the server closes the connection."""
+WATCHDOG_PERIOD_S = 10.0
+FLUSH_TIMEOUT_S = 2
+
+log = structlog.get_logger(__name__)
+
+
+class MessageTooLarge(Exception):
+    """The broker would refuse this message and close the connection."""
+
+
+class BusClosed(Exception):
+    """The connection is gone for good; the process has to start anew."""
+
+
+class Bus:
+    """A NATS connection shared by everything in one process."""
+
+    def __init__(self) -> None:
+        self.nc = Client()
+        self._closed = asyncio.Event()
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+
+    async def connect(self, url: str, settings: Settings, *, name: str) -> None:
+        """Connect, or raise OSError / nats.errors.Error when no server answers at `url` now."""
+
+        async def on_error(error: Exception) -> None:
+            # nats-py: an exception raised here would kill the read loop and leave a zombie connection.
+            log.warning("nats error", error=repr(error))
+
+        async def on_disconnected() -> None:
+            log.warning("nats connection lost, reconnecting")
+
+        async def on_reconnected() -> None:
+            log.info("nats reconnected")
+            for callback in self._on_reconnect:
+                await callback()
+
+        async def on_closed() -> None:
+            self._closed.set()
+
+        await self.nc.connect(
+            url.split(","),
+            name=name,
+            error_cb=on_error,
+            disconnected_cb=on_disconnected,
+            reconnected_cb=on_reconnected,
+            closed_cb=on_closed,
+            connect_timeout=5,
+            reconnect_time_wait=0.2,  # type: ignore[arg-type]  # nats-py says int and takes any number
+            max_reconnect_attempts=-1,
+            ping_interval=10,
+            user_credentials=str(settings.nats_creds) if settings.nats_creds else None,
+        )
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Call `callback` after every reconnection."""
+        self._on_reconnect.append(callback)
+
+    async def publish(
+        self, subject: str, body: bytes, headers: Mapping[str, str] | None = None, *, reply: str = ""
+    ) -> None:
+        """Publish, refusing here what the server would answer by closing the connection."""
+        self.check_size(body, headers)
+        await self.nc.publish(subject, body, reply=reply, headers=dict(headers) if headers else None)
+
+    def check_size(self, body: bytes, headers: Mapping[str, str] | None) -> None:
+        """Raise `MessageTooLarge` for what the server would not take."""
+        size = len(body) + sum(len(k) + len(v) + 4 for k, v in (headers or {}).items())
+        if size > self.nc.max_payload - HEADER_RESERVE:
+            raise MessageTooLarge(f"{size} bytes; the broker takes {self.nc.max_payload - HEADER_RESERVE}")
+
+    async def watch(self) -> None:
+        """Run until the connection is closed or stops answering; then raise `BusClosed`."""
+        misses = 0
+        while not self._closed.is_set():
+            try:
+                await asyncio.wait_for(self._closed.wait(), WATCHDOG_PERIOD_S)
+            except TimeoutError:
+                misses = 0 if await self._answers() else misses + 1
+            if misses >= 2 and self.nc.is_connected:
+                raise BusClosed("the NATS connection stopped answering")
+        raise BusClosed("the NATS connection was closed")
+
+    async def _answers(self) -> bool:
+        try:
+            await self.nc.flush(timeout=FLUSH_TIMEOUT_S)
+        except (nats.errors.Error, OSError, TimeoutError):
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Send what is buffered and close; a server that does not answer is left after 2 s."""
+        if self.nc.is_closed:
+            return
+        try:
+            if self.nc.is_connected:
+                await self.nc.flush(timeout=FLUSH_TIMEOUT_S)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            log.warning("nats flush at exit failed", error=repr(error))
+        await self.nc.close()

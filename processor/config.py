@@ -1,0 +1,83 @@
+"""The settings: from the environment or `.env`, under the names users already have, frozen once read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Times in seconds, money in US dollars. An empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    anthropic_api_key: SecretStr | None = Field(None, description="Turns on Anthropic's models.")
+    groq_api_key: SecretStr | None = Field(None, description="Turns on Groq's models.")
+    gemini_api_key: SecretStr | None = Field(None, description="Turns on Google's models.")
+    anthropic_base_url: str | None = Field(None, description="Another server that speaks Anthropic's API.")
+    groq_base_url: str | None = Field(None, description="Another server that speaks Groq's API.")
+    gemini_base_url: str | None = Field(None, description="Another server that speaks Gemini's API.")
+    gemini_api_version: str | None = Field(None, description="v1 or v1beta; the SDK's default where unset.")
+    local_base_url: str | None = Field(None, description="An OpenAI-compatible server: Ollama, vLLM, llama.cpp.")
+    local_api_key: SecretStr | None = Field(None, description="Its key, where it wants one.")
+    local_model: str | None = Field(None, description="The model's name there.")
+
+    nats_url: str | None = Field(None, description="The broker; unset: `sidecar up` starts its own on nats_port.")
+    nats_creds: Path | None = Field(None, description="A NATS credentials file.")
+    nats_port: int = Field(4222, ge=0, le=65535, description="Of the embedded broker; 0 takes any free port.")
+    sidecar_data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("ckcias-sidecar")),
+        description="Where the embedded broker keeps its streams.",
+    )
+    sidecar_host: str = Field("127.0.0.1", description="The HTTP bridge's address.")
+    sidecar_port: int = Field(8001, ge=0, le=65535, description="The HTTP bridge's port.")
+    sidecar_api_keys: SecretStr | None = Field(None, description="The bridge's API keys.")
+    sidecar_catalog: Path | None = Field(None, description="A TOML file laid over the shipped catalog.")
+    redis_url: str | None = Field(None, description="Shared limits and cache.")
+
+    max_workers: int = Field(10, ge=1, le=1000, description="Requests worked on at once by one processor.")
+    connection_pool_size: int = Field(20, ge=1, le=1000, description="Connections to one vendor.")
+    connect_timeout: float = Field(5.0, gt=0, le=60, description="To reach a vendor.")
+    read_timeout: float = Field(60.0, gt=0, le=3600, description="The longest silence of a vendor.")
+    request_timeout: float = Field(30.0, gt=0, le=3600, description="The deadline of an ask that names none.")
+    max_retries: int = Field(3, ge=0, le=10, description="Attempts after the first.")
+    shutdown_grace: float = Field(25.0, ge=0, le=600, description="To finish running requests after SIGTERM.")
+    rate_limit_buffer: float = Field(0.1, ge=0, lt=1, description="The share of a limit kept for critical.")
+    default_model: str = Field("haiku", description="What `auto` means where no rule applies.")
+    reply_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Subject prefixes that Reply-To may name beside inboxes, comma-separated."
+    )
+
+    enable_cache: bool = Field(True, description="Answer repeated requests from the cache.")
+    cache_ttl: int = Field(3600, ge=1, description="How long an answer stays in the cache.")
+    cache_max_size: int = Field(1000, ge=0, description="Answers in the in-memory cache.")
+    cost_optimization: bool = Field(True, description="Let `auto` weigh the price.")
+    enable_streaming: bool = Field(True, description="false: `stream` requests get one whole answer.")
+    enable_metrics: bool = Field(True, description="Count for Prometheus.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of the log on stderr.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
+    monthly_budget_alert: float | None = Field(None, gt=0, description="Alert at 80 % and 100 % of it.")
+
+    @field_validator("reply_prefixes", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+    @field_validator("reply_prefixes")
+    @classmethod
+    def _no_open_door(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in value:
+            if prefix.startswith(("$", "llm.", "_")) or any(c in prefix for c in "*> ") or not prefix.endswith("."):
+                raise ValueError(f"{prefix!r}: a reply prefix ends in a dot, has no wildcard, and is none of ours or $")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value

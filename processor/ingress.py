@@ -1,0 +1,195 @@
+"""Asks: checks them, keeps each as a queued request, and lets a repeated id join the run that exists."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from processor import jetstream, subjects
+from processor.accept import FRESH_HEADER, TIMEOUT_HEADER
+from processor.bus import Bus, MessageTooLarge
+from processor.errors import ErrorType, RequestError
+from processor.jetstream import JetStreamError, JetStreamUnavailable, PubAck
+from processor.messages import Request, decode_request
+from processor.replies import Ending, Probes, Replies, error_body, error_headers
+from processor.subjects import Priority
+
+MAX_OPEN_ASKS = 1_000
+"""Asks between arrival and their PubAck (or, joined to a run, their reply); one more is refused with `queue_full`."""
+RETRY_AFTER_FULL_S = 5.0
+_KEPT_HEADERS = ("traceparent", "tracestate")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A checked ask."""
+
+    priority: Priority
+    request_id: str
+    fresh: bool
+    request: Request
+    body: bytes
+    reply_to: str | None
+    """Where the result goes."""
+    detached: bool
+    """Header Reply-To was given: the inbox gets the PubAck."""
+    trace: dict[str, str]
+
+
+def read_ask(subject: str, inbox: str, headers: dict[str, str], body: bytes, prefixes: tuple[str, ...]) -> Ask:
+    """Check an ask from its parts.
+
+    Raises:
+        RequestError: naming what is wrong.
+    """
+    priority = Priority(subject.rpartition(".")[2])
+    named = headers.get("Reply-To")
+    request_id = headers.get("Nats-Msg-Id")
+    if request_id is None and named is not None and named.startswith("llm.reply."):
+        request_id = named.removeprefix("llm.reply.")
+    fresh = request_id is None
+    request_id = request_id or subjects.new_request_id()
+    if not subjects.is_request_id(request_id):
+        raise RequestError(ErrorType.INVALID_REQUEST, "Nats-Msg-Id: 1 to 128 letters, digits, _ or -")
+    if named is not None and (refusal := subjects.reply_to_refusal(named, request_id, prefixes)):
+        raise RequestError(ErrorType.FORBIDDEN, f"Reply-To: {refusal}")
+    request = decode_request(body)
+    return Ask(
+        priority=priority,
+        request_id=request_id,
+        fresh=fresh,
+        request=request,
+        body=body,
+        reply_to=named or inbox or None,
+        detached=named is not None,
+        trace={k: headers[k] for k in _KEPT_HEADERS if k in headers},
+    )
+
+
+class Ingress:
+    """Serves `llm.request.<priority>` in the queue group that all replicas share."""
+
+    def __init__(self, bus: Bus, replies: Replies, probes: Probes, *, timeout_s: float, prefixes: tuple[str, ...]) -> None:
+        self._bus = bus
+        self._replies = replies
+        self._probes = probes
+        self._timeout_s = timeout_s
+        self._prefixes = prefixes
+        self._subs: list[Subscription] = []
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        for priority in Priority:
+            subject = subjects.ask(priority)
+            self._subs.append(await self._bus.nc.subscribe(subject, subjects.QUEUE_GROUP, cb=self._on_ask))
+
+    async def stop(self) -> None:
+        """Take no more asks, let those on their way reach the queue, and give up the joined ones."""
+        for sub in self._subs:
+            await sub.unsubscribe()
+        if self._open:
+            await asyncio.wait(self._open, timeout=2)
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _on_ask(self, msg: Msg) -> None:
+        # nats-py runs the callbacks of a subscription one after the other, so the work goes to a task of its own.
+        if len(self._open) >= MAX_OPEN_ASKS:
+            full = RequestError(ErrorType.QUEUE_FULL, "too many asks at once", retry_after_s=RETRY_AFTER_FULL_S)
+            await self._refuse(msg, "", full)
+            return
+        task = asyncio.create_task(self._serve(msg))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
+    async def _serve(self, msg: Msg) -> None:
+        headers = {str(k): v for k, v in (msg.headers or {}).items()}
+        request_id = headers.get("Nats-Msg-Id", "")
+        if msg.reply and subjects.reply_to_refusal(msg.reply, request_id) is not None:
+            log.warning("ask refused: its reply subject is no inbox", reply=msg.reply)
+            return
+        try:
+            ask = read_ask(msg.subject, msg.reply, headers, msg.data, self._prefixes)
+            request_id = ask.request_id
+            await self._accept(msg, ask)
+        except RequestError as error:
+            await self._refuse(msg, request_id, error)
+        except (nats.errors.Error, JetStreamUnavailable) as error:
+            log.error("ask failed", id=request_id, error=repr(error))
+            reason = RequestError(ErrorType.UNAVAILABLE, "the queue does not answer", retry_after_s=RETRY_AFTER_FULL_S)
+            await self._refuse(msg, request_id, reason)
+
+    async def _accept(self, msg: Msg, ask: Ask) -> None:
+        if not ask.fresh and (ending := await self._replies.ending(ask.request_id)) is not None:
+            if ask.detached:
+                await self._confirm(msg, PubAck(subjects.REQUESTS, 0, duplicate=True))
+            await self._hand_over(ask, ending)
+            return
+        ack = await self._enqueue(ask)
+        if ask.detached:
+            await self._confirm(msg, ack or PubAck(subjects.REQUESTS, 0, duplicate=True))
+        if ack is None or ack.duplicate:
+            await self._join(ask)
+
+    async def _enqueue(self, ask: Ask) -> PubAck | None:
+        """Keep the request. None: its id is queued already."""
+        headers = {"Nats-Msg-Id": ask.request_id, TIMEOUT_HEADER: str(int(self._timeout_s * 1000)), **ask.trace}
+        if ask.reply_to is not None:
+            headers["Reply-To"] = ask.reply_to
+        if ask.fresh:
+            headers[FRESH_HEADER] = "1"
+        subject = subjects.enqueue(ask.priority, ask.request_id)
+        try:
+            self._bus.check_size(ask.body, headers)
+            return await jetstream.publish(self._bus.nc, subject, ask.body, headers, timeout_s=self._timeout_s)
+        except MessageTooLarge as error:
+            raise RequestError(ErrorType.TOO_LARGE, f"body: {error}") from None
+        except JetStreamError as error:
+            if error.is_copy:
+                return None
+            if error.is_full:
+                raise RequestError(
+                    ErrorType.QUEUE_FULL, "the queue is full", retry_after_s=RETRY_AFTER_FULL_S
+                ) from error
+            raise RequestError(ErrorType.UNAVAILABLE, f"the queue refused: {error.description}") from error
+
+    async def _join(self, ask: Ask) -> None:
+        """The id is queued, running or just done: wait for that run's ending."""
+        timeout_s = ask.request.deadline_ms / 1000 if ask.request.deadline_ms else self._timeout_s
+        ending = await self._replies.wait_for_ending(ask.request_id, timeout_s)
+        if ending is None:
+            raise RequestError(
+                ErrorType.DEADLINE_EXCEEDED, f"the earlier request {ask.request_id} has not ended in {timeout_s:g} s"
+            )
+        await self._hand_over(ask, ending)
+
+    async def _hand_over(self, ask: Ask, ending: Ending) -> None:
+        if ask.reply_to is not None and ask.reply_to != subjects.reply(ask.request_id):
+            await self._probes.deliver(ask.reply_to, ending, sentinel=ask.request.stream)
+
+    async def _confirm(self, msg: Msg, ack: PubAck) -> None:
+        if msg.reply:
+            fields = {"stream": ack.stream, "seq": ack.seq} | ({"duplicate": True} if ack.duplicate else {})
+            await self._bus.publish(msg.reply, orjson.dumps(fields))
+
+    async def _refuse(self, msg: Msg, request_id: str, error: RequestError) -> None:
+        if not msg.reply:
+            log.warning("ask refused, and nobody to tell", error=error.message)
+            return
+        body = error_body(request_id, error)
+        if (msg.headers or {}).get("Reply-To"):
+            # Whoever waits for a PubAck reads the JetStream API's error form.
+            fields = orjson.loads(body)
+            fields["error"] |= {"code": error.type.code, "description": error.message}
+            body = orjson.dumps(fields)
+        sidecar = {"Sidecar-Request-Id": request_id, "Sidecar-Event": "error", "Sidecar-Attempt": "1", "Sidecar-Seq": "0"}
+        await self._bus.publish(msg.reply, body, sidecar | error_headers(error))

@@ -1,0 +1,161 @@
+"""The JetStream calls we make, thinner and stricter than nats-py's: publish with retry, last message, API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import nats.errors
+import orjson
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+STREAM_LIMIT_REACHED = 10077
+STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
+_ONE_TRY_S = 2.0
+_PAUSE_S = 0.25
+
+
+class JetStreamError(Exception):
+    """An error answer of the JetStream API; `err_code` is the server's own number."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"{description} ({err_code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+    @property
+    def is_copy(self) -> bool:
+        """The subject already holds its one message: a second copy of a queued id."""
+        return self.err_code == STREAM_LIMIT_REACHED and "per subject" in self.description
+
+    @property
+    def is_full(self) -> bool:
+        return self.err_code == STREAM_LIMIT_REACHED and not self.is_copy
+
+
+class JetStreamUnavailable(Exception):
+    """No PubAck within the time allowed: no leader, no stream, or no connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class PubAck:
+    """The server's word that a message is kept (or, `duplicate`, was kept before)."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message read out of a stream."""
+
+    subject: str
+    seq: int
+    time: datetime
+    headers: dict[str, str]
+    body: bytes
+
+
+async def publish(
+    nc: Client, subject: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float = 10.0
+) -> PubAck:
+    """Publish and wait for the PubAck, trying again while there is no leader or no answer.
+
+    A second try is safe because `headers` holds a `Nats-Msg-Id`: the server drops what it already has.
+
+    Raises:
+        JetStreamError: the server refused.
+        JetStreamUnavailable: no PubAck in `timeout_s` seconds.
+    """
+    assert "Nats-Msg-Id" in headers
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while True:
+        left = deadline - loop.time()
+        try:
+            answer = await nc.request(subject, body, timeout=max(0.05, min(left, _ONE_TRY_S)), headers=dict(headers))
+        except (nats.errors.NoRespondersError, nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError) as error:
+            if deadline - loop.time() <= _PAUSE_S:
+                raise JetStreamUnavailable(f"no PubAck for {subject} in {timeout_s:g} s") from error
+            await asyncio.sleep(_PAUSE_S)
+            continue
+        fields = orjson.loads(answer.data)
+        if "error" in fields:
+            raise _error(fields["error"])
+        return PubAck(fields["stream"], fields["seq"], bool(fields.get("duplicate")))
+
+
+async def call(nc: Client, subject: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 5.0) -> Any:
+    """One call of `$JS.API.<subject>`, decoded.
+
+    Raises:
+        JetStreamError: the server's error answer.
+        JetStreamUnavailable: no answer, or JetStream is not enabled.
+    """
+    try:
+        answer = await nc.request(f"$JS.API.{subject}", orjson.dumps(body) if body else b"", timeout=timeout_s)
+    except (nats.errors.NoRespondersError, nats.errors.TimeoutError) as error:
+        raise JetStreamUnavailable(f"JetStream does not answer {subject}: is it enabled on the server?") from error
+    fields = orjson.loads(answer.data)
+    if "error" in fields:
+        raise _error(fields["error"])
+    return fields
+
+
+async def last_message(nc: Client, stream: str, subject: str, *, timeout_s: float = 2.0) -> StoredMessage | None:
+    """The newest message on `subject`, read by direct get, or None.
+
+    Raises:
+        JetStreamUnavailable: no answer.
+    """
+    try:
+        answer = await nc.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=timeout_s)
+    except (nats.errors.NoRespondersError, nats.errors.TimeoutError) as error:
+        raise JetStreamUnavailable(f"{stream} does not answer") from error
+    return _stored(answer)
+
+
+async def last_message_before(nc: Client, stream: str, subject: str, seq: int) -> StoredMessage | None:
+    """The newest message on `subject` below the stream sequence `seq`, or None."""
+    inbox = nc.new_inbox()
+    sub = await nc.subscribe(inbox)
+    try:
+        query = orjson.dumps({"multi_last": [subject], "up_to_seq": seq - 1})
+        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", query, reply=inbox)
+        return _stored(await sub.next_msg(timeout=2))
+    except nats.errors.TimeoutError as error:
+        raise JetStreamUnavailable(f"{stream} does not answer") from error
+    finally:
+        await sub.unsubscribe()
+
+
+def _stored(answer: Msg) -> StoredMessage | None:
+    headers = {str(k): v for k, v in (answer.headers or {}).items()}
+    if "Nats-Sequence" not in headers:
+        return None
+    return StoredMessage(
+        subject=headers.pop("Nats-Subject"),
+        seq=int(headers.pop("Nats-Sequence")),
+        time=parse_time(headers.pop("Nats-Time-Stamp")),
+        headers=headers,
+        body=answer.data,
+    )
+
+
+def parse_time(text: str) -> datetime:
+    """The server's RFC 3339 time, nanoseconds cut to microseconds."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{fraction[:6].ljust(6, '0')}").replace(tzinfo=UTC)
+
+
+def _error(fields: Mapping[str, Any]) -> JetStreamError:
+    return JetStreamError(
+        int(fields.get("code", 500)), int(fields.get("err_code", 0)), str(fields.get("description", ""))
+    )

@@ -1,0 +1,227 @@
+"""One standing pull per priority, and the pick of the most urgent delivery.
+
+nats-py's `fetch` stalls on orphan pulls, so a lane keeps one pull request open on the server, with as many credits
+as it may still buffer. Everything held, buffered or running, is kept alive by in-progress heartbeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import orjson
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from processor import subjects
+from processor.bus import Bus
+from processor.subjects import Priority
+
+HEARTBEAT_S = 4.0
+"""A third of the consumers' ack_wait: two may be lost."""
+_PULL_EXPIRES_S = 30
+_PULL_HEARTBEAT_S = 5
+_SILENCE_S = 2.2 * _PULL_HEARTBEAT_S
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False)
+class Delivery:
+    """One message of a lane, held until it is acknowledged, handed back or terminated."""
+
+    bus: Bus
+    priority: Priority
+    request_id: str
+    body: bytes
+    headers: dict[str, str]
+    ack_subject: str
+    count: int
+    """How often the server has delivered it, this time included."""
+    accepted: datetime
+    held: set[Delivery] = field(repr=False)
+    done: bool = False
+
+    async def ack(self) -> None:
+        await self._end(b"+ACK")
+
+    async def nak(self, delay_s: float = 0) -> None:
+        """Hand it back, to be delivered again after `delay_s`."""
+        delay = orjson.dumps({"delay": int(delay_s * 1e9)}) if delay_s else b""
+        await self._end(b"-NAK " + delay if delay else b"-NAK")
+
+    async def term(self, reason: str) -> None:
+        """Never deliver it again."""
+        await self._end(b"+TERM " + reason.encode()[:200])
+
+    async def in_progress(self) -> None:
+        await self.bus.publish(self.ack_subject, b"+WPI")
+
+    def renew(self, again: Delivery) -> None:
+        """The server delivered the same message again while we hold it: its newest ack subject counts."""
+        self.ack_subject, self.count = again.ack_subject, again.count
+        again.held.discard(again)
+
+    async def _end(self, word: bytes) -> None:
+        if self.done:
+            return
+        self.done = True
+        self.held.discard(self)
+        await self.bus.publish(self.ack_subject, word)
+
+
+class Lane:
+    """The standing pull of one durable consumer."""
+
+    def __init__(self, bus: Bus, priority: Priority, prefetch: int, lanes: Lanes) -> None:
+        self.priority = priority
+        self.buffer: deque[Delivery] = deque()
+        self._bus = bus
+        self._prefetch = prefetch
+        self._lanes = lanes
+        self._credits = 0
+        self._pull = 0
+        self._heard = 0.0
+        self._inbox = ""
+        self._sub: Subscription | None = None
+
+    async def start(self) -> None:
+        self._inbox = self._bus.nc.new_inbox()
+        self._sub = await self._bus.nc.subscribe(f"{self._inbox}.*", cb=self._on_message)
+        await self.pull_anew()
+
+    async def stop(self) -> None:
+        """Ask for nothing more, and hand back what is only buffered."""
+        if self._sub is not None:
+            sub, self._sub = self._sub, None
+            await sub.unsubscribe()
+        while self.buffer:
+            await self.buffer.popleft().nak()
+
+    async def pull_anew(self) -> None:
+        """Forget the open pull (the server did, after a reconnection) and open another."""
+        self._credits = 0
+        self._pull += 1
+        await self.refill()
+
+    async def refill(self) -> None:
+        """Top the credits up, in steps of at least half the prefetch."""
+        want = self._prefetch - len(self.buffer) - self._credits
+        if self._sub is None or want <= 0 or (self._credits > 0 and want < self._prefetch / 2):
+            return
+        self._credits += want
+        self._heard = asyncio.get_running_loop().time()
+        request = {
+            "batch": want,
+            "expires": _PULL_EXPIRES_S * 1_000_000_000,
+            "idle_heartbeat": _PULL_HEARTBEAT_S * 1_000_000_000,
+        }
+        await self._bus.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{subjects.REQUESTS}.{self.priority}",
+            orjson.dumps(request),
+            reply=f"{self._inbox}.{self._pull}",
+        )
+
+    async def check(self, now: float) -> None:
+        """Open the pull again when the server has been silent for longer than two heartbeats."""
+        if self._sub is not None and now - self._heard > _SILENCE_S:
+            await self.pull_anew()
+
+    async def _on_message(self, msg: Msg) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        status = (msg.headers or {}).get("Status")
+        if not msg.reply:
+            if status != "100" and msg.subject.endswith(f".{self._pull}"):
+                await self._pull_ended(msg, status)
+            return
+        self._credits = max(0, self._credits - 1)
+        delivery = self._delivery(msg)
+        if self._sub is None:
+            await delivery.nak()
+            return
+        self.buffer.append(delivery)
+        self._lanes.arrived()
+
+    async def _pull_ended(self, msg: Msg, status: str | None) -> None:
+        """404, 408, 409, 503: the server gives the rest of a pull back."""
+        headers = msg.headers or {}
+        given_back = int(headers.get("Nats-Pending-Messages", self._credits))
+        self._credits = max(0, self._credits - given_back)
+        if status in {"408", "404"}:
+            await self.refill()
+        elif not (status == "409" and "Batch Completed" in headers.get("Description", "")):
+            log.warning("pull ended", lane=self.priority, status=status, why=headers.get("Description"))
+
+    def _delivery(self, msg: Msg) -> Delivery:
+        meta = msg.metadata
+        delivery = Delivery(
+            bus=self._bus,
+            priority=self.priority,
+            request_id=msg.subject.rpartition(".")[2],
+            body=msg.data,
+            headers={str(k): v for k, v in (msg.headers or {}).items()},
+            ack_subject=msg.reply,
+            count=meta.num_delivered or 1,
+            accepted=meta.timestamp.astimezone(UTC),
+            held=self._lanes.held,
+        )
+        self._lanes.held.add(delivery)
+        return delivery
+
+
+class Lanes:
+    """All lanes of one processor. `next` gives the most urgent delivery, waiting for one if there is none."""
+
+    def __init__(self, bus: Bus, workers: int, priorities: Iterable[Priority] = Priority) -> None:
+        self.held: set[Delivery] = set()
+        self._bus = bus
+        self._arrived = asyncio.Event()
+        # What a lower lane buffers is kept from other replicas and cannot be overtaken on the server: little of it.
+        self._lanes = [
+            Lane(bus, p, workers if p is Priority.CRITICAL else max(1, workers // 5), self) for p in priorities
+        ]
+
+    async def start(self) -> None:
+        self._bus.on_reconnect(self._pull_anew)
+        for lane in self._lanes:
+            await lane.start()
+
+    async def stop(self) -> None:
+        for lane in self._lanes:
+            await lane.stop()
+
+    def arrived(self) -> None:
+        self._arrived.set()
+
+    async def next(self) -> Delivery:
+        """Critical first, low last."""
+        while True:
+            for lane in self._lanes:
+                if lane.buffer:
+                    delivery = lane.buffer.popleft()
+                    await lane.refill()
+                    return delivery
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def keep_alive(self) -> None:
+        """Run for ever: heartbeats for everything held, and a check of every pull."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if not self._bus.nc.is_connected:
+                continue
+            for delivery in tuple(self.held):
+                await delivery.in_progress()
+            for lane in self._lanes:
+                await lane.check(loop.time())
+
+    async def _pull_anew(self) -> None:
+        for lane in self._lanes:
+            await lane.pull_anew()
+
+

@@ -1,0 +1,83 @@
+"""After a failed attempt: which candidate is tried next and when, or which error the client gets. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from processor.errors import ErrorType, RequestError
+from providers.errors import CallerFault, PromptTooLarge, ProviderError, Remedy, Throttled
+
+BACKOFF_BASE_S = 0.25
+BACKOFF_CAP_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Candidate number `index`, to be started `delay_s` from now."""
+
+    index: int
+    delay_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Plan:
+    """The order of attempts over candidates 0 … n-1, best first.
+
+    A failure that another try may cure sends its candidate to the end of the queue, not before its backoff is over;
+    one that none can cure takes it out. So the next candidate is tried at once, and a lone one after its pause.
+    `jitter` gives a number in [0, 1): full jitter, after Brooker, "Exponential backoff and jitter" (AWS, 2015).
+    """
+
+    candidates: int
+    max_attempts: int
+    jitter: Callable[[], float]
+    failures: list[tuple[int, ProviderError]] = field(default_factory=list)
+    _waiting: list[tuple[int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._waiting = [(index, 0.0) for index in range(self.candidates)]
+
+    def first(self) -> Try | None:
+        return Try(0) if self.candidates else None
+
+    def failed(self, index: int, error: ProviderError, now: float) -> Try | None:
+        """The next try after candidate `index` failed at `now` seconds, or None when there is nothing left to try."""
+        self.failures.append((index, error))
+        self._waiting = [(i, at) for i, at in self._waiting if i != index]
+        if error.remedy is Remedy.NONE or len(self.failures) >= self.max_attempts:
+            return None
+        if error.remedy in {Remedy.SAME, Remedy.WAIT}:
+            self._waiting.append((index, now + self._pause_s(index, error)))
+        if not self._waiting:
+            return None
+        following, at = min(self._waiting, key=lambda w: max(w[1], now))
+        return Try(following, max(0.0, at - now))
+
+    def _pause_s(self, index: int, error: ProviderError) -> float:
+        times = sum(1 for i, _ in self.failures if i == index)
+        backoff = self.jitter() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**times)
+        if error.retry_after_s is not None:
+            return error.retry_after_s + backoff
+        return max(backoff, 1.0) if isinstance(error, Throttled) else backoff
+
+
+def verdict(failures: Sequence[tuple[str, ProviderError]], refusals: Sequence[tuple[str, str]] = ()) -> RequestError:
+    """The error for a client whose request every candidate failed.
+
+    Args:
+        failures: (model alias, error) in the order they happened.
+        refusals: (model alias, reason) of models that were never called.
+    """
+    if failures and isinstance(failures[-1][1], CallerFault):
+        model, error = failures[-1]
+        kind = ErrorType.TOO_LARGE if isinstance(error, PromptTooLarge) else ErrorType.INVALID_REQUEST
+        return RequestError(kind, f"{model}: {error.message}")
+    last = {model: f"{model}: {error.message} ({error.kind})" for model, error in failures}
+    said = [*last.values(), *(f"{model}: {reason}" for model, reason in refusals if model not in last)]
+    waits = [error.retry_after_s for _, error in failures if error.retry_after_s is not None]
+    return RequestError(
+        ErrorType.UNAVAILABLE,
+        "; ".join(said)[:1000] or "no model is available",
+        retry_after_s=min(waits) if waits else None,
+    )

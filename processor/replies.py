@@ -1,0 +1,235 @@
+"""What a client receives: deltas in order, one final message, kept in `LLM_REPLIES` before it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.msg import Msg
+
+from processor import jetstream, subjects
+from processor.bus import Bus, MessageTooLarge
+from processor.errors import ErrorType, RequestError
+from processor.jetstream import StoredMessage
+from processor.messages import ErrorBody, ErrorReply, FinalReply
+from providers.base import TextDelta, ThinkingDelta, ToolCallDelta
+
+PROBE_EVERY = 20
+"""Deltas between two probes for a client that has gone."""
+_MISSES = 2
+_DELIVER_S = 10.0
+_RETRY_S = 0.25
+
+log = structlog.get_logger(__name__)
+
+
+class ReplyEvent(StrEnum):
+    """The values of `Sidecar-Event`."""
+
+    DELTA = "delta"
+    RESTARTED = "restarted"
+    FINAL = "final"
+    ERROR = "error"
+
+
+def error_body(request_id: str, error: RequestError) -> bytes:
+    body = ErrorBody(
+        type=error.type, message=error.message, request_id=request_id, retry_after_s=error.retry_after_s
+    )
+    return ErrorReply(error=body).model_dump_json(exclude_none=True).encode()
+
+
+def error_headers(error: RequestError) -> dict[str, str]:
+    """The services API's error headers; a header is one line of printable ASCII."""
+    line = " ".join(error.message.split()).encode("ascii", "replace").decode()[:200]
+    return {"Nats-Service-Error-Code": str(error.type.code), "Nats-Service-Error": line}
+
+
+@dataclass(slots=True)
+class Outbox:
+    """The numbered messages of one request to its client."""
+
+    bus: Bus
+    probes: Probes
+    request_id: str
+    reply_to: str | None
+    stream: bool
+    attempt: int = 1
+    seq: int = 0
+    begun: bool = False
+
+    async def begin(self, attempt: int) -> None:
+        """A new attempt: unless it is the request's first, the text so far is void."""
+        self.attempt, self.seq = attempt, 0
+        if attempt > 1 and self.stream:
+            body = orjson.dumps({"id": self.request_id, "attempt": attempt})
+            await self._send(ReplyEvent.RESTARTED, body)
+
+    async def delta(self, event: TextDelta | ThinkingDelta | ToolCallDelta) -> None:
+        if not self.stream:
+            return
+        fields: dict[str, object] = {"id": self.request_id, "seq": self.seq, "text": ""}
+        match event:
+            case TextDelta(text):
+                fields["text"] = text
+            case ThinkingDelta(text):
+                fields["thinking"] = text
+            case ToolCallDelta(index, call_id, name, arguments):
+                call = {"index": index, "id": call_id, "name": name, "arguments": arguments}
+                fields["tool_call"] = {k: v for k, v in call.items() if v is not None}
+        await self._send(ReplyEvent.DELTA, orjson.dumps(fields))
+
+    def headers(self, event: ReplyEvent) -> dict[str, str]:
+        return {
+            "Sidecar-Request-Id": self.request_id,
+            "Sidecar-Event": event,
+            "Sidecar-Attempt": str(self.attempt),
+            "Sidecar-Seq": str(self.seq),
+        }
+
+    async def _send(self, event: ReplyEvent, body: bytes) -> None:
+        headers = self.headers(event)
+        self.seq += 1
+        if self.reply_to is not None:
+            probe = self.probes.subject(self.request_id) if self.seq % PROBE_EVERY == 0 else ""
+            await self.bus.publish(self.reply_to, body, headers, reply=probe)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The one terminal message of a request."""
+
+    event: ReplyEvent
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, outbox: Outbox, result: FinalReply | RequestError) -> Ending:
+        if isinstance(result, FinalReply):
+            return cls(ReplyEvent.FINAL, result.model_dump_json().encode(), outbox.headers(ReplyEvent.FINAL))
+        headers = outbox.headers(ReplyEvent.ERROR) | error_headers(result)
+        return cls(ReplyEvent.ERROR, error_body(outbox.request_id, result), headers)
+
+    @classmethod
+    def stored(cls, message: StoredMessage) -> Ending:
+        """What `LLM_REPLIES` holds, without the headers that are the stream's own."""
+        headers = {k: v for k, v in message.headers.items() if not k.startswith("Nats-") or "Service-Error" in k}
+        return cls(ReplyEvent(headers["Sidecar-Event"]), message.body, headers)
+
+
+class Probes:
+    """Finds out whether anybody listens: the server answers a publish without listeners with 503 on its reply."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._inbox = bus.nc.new_inbox()
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._misses: dict[str, int] = {}
+        self.gone: asyncio.Queue[str] = asyncio.Queue()
+        """Ids of requests whose client has gone: two deltas in a row that nobody heard."""
+
+    async def start(self) -> None:
+        await self._bus.nc.subscribe(f"{self._inbox}.*", cb=self._on_miss)
+
+    def subject(self, request_id: str) -> str:
+        return f"{self._inbox}.{request_id}"
+
+    def forget(self, request_id: str) -> None:
+        self._misses.pop(request_id, None)
+
+    async def _on_miss(self, msg: Msg) -> None:
+        token = msg.subject.rpartition(".")[2]
+        if (waiting := self._waiting.get(token)) is not None:
+            waiting.set()
+            return
+        self._misses[token] = self._misses.get(token, 0) + 1
+        if self._misses[token] >= _MISSES:
+            self.forget(token)
+            self.gone.put_nowait(token)
+
+    async def deliver(self, subject: str, ending: Ending, *, sentinel: bool) -> bool:
+        """Send a final message until somebody hears it, for at most ten seconds: a client may be reconnecting."""
+        token = subjects.new_request_id()
+        missed = self._waiting[token] = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _DELIVER_S
+        try:
+            while True:
+                missed.clear()
+                await self._bus.publish(subject, ending.body, ending.headers, reply=self.subject(token))
+                if not await _happens(missed, _RETRY_S):
+                    break
+                if loop.time() > deadline:
+                    return False
+                await asyncio.sleep(_RETRY_S)
+        finally:
+            del self._waiting[token]
+        if sentinel:
+            await self._bus.publish(subject, b"")
+        return True
+
+
+async def _happens(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+class Replies:
+    """`LLM_REPLIES`: one ending per request, whoever writes it first."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def ending(self, request_id: str) -> Ending | None:
+        """How the request ended, or None while it has not."""
+        subject = subjects.reply(request_id)
+        last = await jetstream.last_message(self._bus.nc, subjects.REPLIES, subject)
+        if last is not None and not last.headers and not last.body:  # the sentinel of a stream that was kept here
+            last = await jetstream.last_message_before(self._bus.nc, subjects.REPLIES, subject, last.seq)
+        if last is None or last.headers.get("Sidecar-Event") not in {ReplyEvent.FINAL, ReplyEvent.ERROR}:
+            return None
+        return Ending.stored(last)
+
+    async def store(self, request_id: str, ending: Ending) -> bool:
+        """Keep the ending. False: another worker had stored one before, and that one counts.
+
+        Raises:
+            MessageTooLarge: the broker does not take it.
+            JetStreamUnavailable: the broker did not acknowledge.
+        """
+        headers = ending.headers | {"Nats-Msg-Id": f"{request_id}:ending"}
+        self._bus.check_size(ending.body, headers)
+        ack = await jetstream.publish(self._bus.nc, subjects.reply(request_id), ending.body, headers)
+        return not ack.duplicate
+
+    async def wait_for_ending(self, request_id: str, timeout_s: float) -> Ending | None:
+        """The ending of a request that runs or waits elsewhere, or None after `timeout_s`."""
+        arrived: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+
+        async def on_message(msg: Msg) -> None:
+            headers = {str(k): v for k, v in (msg.headers or {}).items()}
+            if headers.get("Sidecar-Event") in {ReplyEvent.FINAL, ReplyEvent.ERROR} and not arrived.done():
+                headers.pop("Nats-Msg-Id", None)
+                arrived.set_result(Ending(ReplyEvent(headers["Sidecar-Event"]), msg.data, headers))
+
+        sub = await self._bus.nc.subscribe(subjects.reply(request_id), cb=on_message)
+        try:
+            await self._bus.nc.flush(timeout=2)
+            if (before := await self.ending(request_id)) is not None:
+                return before
+            return await asyncio.wait_for(arrived, timeout_s)
+        except (TimeoutError, nats.errors.TimeoutError):
+            return None
+        finally:
+            await sub.unsubscribe()
+
+
+def too_large(error: MessageTooLarge) -> RequestError:
+    return RequestError(ErrorType.TOO_LARGE, f"the answer is larger than the broker's max_payload: {error}")

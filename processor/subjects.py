@@ -1,0 +1,104 @@
+"""Every subject of the contract, built and taken apart in one place."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+
+QUEUE_GROUP = "sidecar"
+
+REQUESTS = "LLM_REQUESTS"
+REPLIES = "LLM_REPLIES"
+AUDIT = "LLM_AUDIT"
+DEAD = "LLM_DEAD"
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
+_PLAIN_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*\Z")
+MAX_SUBJECT_CHARS = 512
+
+
+class Priority(StrEnum):
+    """The four lanes, most urgent first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+class AuditEvent(StrEnum):
+    """The steps of a request's life that `LLM_AUDIT` keeps."""
+
+    RECEIVED = "received"
+    ROUTED = "routed"
+    ATTEMPT = "attempt"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DEAD = "dead"
+
+
+def ask(priority: Priority) -> str:
+    """Plain request/reply: not captured by a stream."""
+    return f"llm.request.{priority}"
+
+
+def enqueue(priority: Priority, request_id: str) -> str:
+    """The captured form, one subject a request: the server itself refuses a second copy of a queued id."""
+    return f"llm.request.{priority}.{request_id}"
+
+
+def parse_enqueue(subject: str) -> tuple[Priority, str]:
+    """(priority, request id) of an enqueue subject. Raises ValueError on any other."""
+    parts = subject.split(".")
+    if len(parts) != 4 or parts[:2] != ["llm", "request"]:
+        raise ValueError(f"{subject!r} is not llm.request.<priority>.<id>")
+    return Priority(parts[2]), parts[3]
+
+
+def reply(request_id: str) -> str:
+    return f"llm.reply.{request_id}"
+
+
+def cancel(request_id: str) -> str:
+    return f"llm.cancel.{request_id}"
+
+
+def audit(event: AuditEvent, request_id: str) -> str:
+    return f"llm.audit.{event}.{request_id}"
+
+
+def dead(priority: Priority, request_id: str) -> str:
+    return f"llm.dead.{priority}.{request_id}"
+
+
+def is_request_id(text: str) -> bool:
+    """Letters, digits, `_` and `-`, at most 128: safe as one token of a subject and as a message id."""
+    return _ID.match(text) is not None
+
+
+def new_request_id() -> str:
+    """A fresh id that sorts by time: 11 hex digits of milliseconds, then 80 random bits."""
+    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(10)}"
+
+
+def reply_to_refusal(subject: str, request_id: str, prefixes: Sequence[str] = ()) -> str | None:
+    """Why the sidecar must not publish to `subject` on a client's word, or None if it may.
+
+    The client names the reply subject and the sidecar publishes there with its own rights, so only inboxes (`_INBOX*`,
+    and `_R_.`, an inbox of another account), the request's own `llm.reply.<id>` and the prefixes of the settings
+    are allowed, without wildcards. Another request's reply subject is refused: writing there would plant an answer.
+    """
+    if len(subject) > MAX_SUBJECT_CHARS or not _PLAIN_SUBJECT.match(subject):
+        return "it is not a plain subject (no wildcards, no empty tokens)"
+    if subject.startswith(("_INBOX.", "_INBOX_", "_R_.")) or subject == reply(request_id):
+        return None
+    if subject.startswith("llm.reply."):
+        return f"llm.reply.* is open only to the request's own id: {reply(request_id)}"
+    if any(prefix and subject.startswith(prefix) for prefix in prefixes):
+        return None
+    return "only inboxes, llm.reply.<id> and the prefixes of REPLY_PREFIXES are allowed"

@@ -1,0 +1,301 @@
+"""One delivery from pull to ack: accept, answer, store the reply, tell the client, write it down, acknowledge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import nats.errors
+import structlog
+from cachetools import TTLCache
+
+from processor import deadletters
+from processor.accept import FRESH_HEADER, Accepted, accept, reply_subject
+from processor.answer import Answerer, Context, Tally
+from processor.audit import AuditError, AuditLog, Ended, Received, last_attempt
+from processor.bus import Bus, MessageTooLarge
+from processor.errors import ErrorType, RequestError
+from processor.jetstream import JetStreamError, JetStreamUnavailable
+from processor.lanes import Delivery, Lanes
+from processor.messages import ErrorReply, FinalReply
+from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
+from processor.subjects import AuditEvent, reply
+
+MAX_DELIVERIES = 20
+"""A request that comes back more often takes its worker down each time: it goes to the dead letters."""
+MAX_DELIVERING = 1_000
+"""Final messages on their way to clients that may be reconnecting; beyond it a worker waits for its own."""
+MAX_CANCELLED = 10_000
+CANCELLED_KEPT_S = 3600.0
+"""For how many ids, and how long, a cancel is remembered whose request has not been pulled yet."""
+_NAK_DELAY_S = 1.0
+_BROKER_TROUBLE = (JetStreamUnavailable, JetStreamError, nats.errors.Error)
+
+log = structlog.get_logger(__name__)
+
+
+class Stop(StrEnum):
+    """Why a running request is stopped from outside."""
+
+    CANCELLED = "cancelled by the client"
+    CLIENT_GONE = "nobody listens for the answer any more"
+    SHUTDOWN = "the sidecar stops"
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request in work. `call` is the task that talks to vendors; only that is ever cancelled, not the ending."""
+
+    delivery: Delivery
+    tally: Tally = field(default_factory=Tally)
+    tenant: str = "default"
+    call: asyncio.Task[FinalReply] | None = None
+    stopped: Stop | None = None
+
+    def stop(self, why: Stop) -> None:
+        self.stopped = self.stopped or why
+        if self.call is not None:
+            self.call.cancel()
+
+
+class Worker:
+    """Answers `slots` requests at once, the most urgent first."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        lanes: Lanes,
+        answerer: Answerer,
+        audit: AuditLog,
+        probes: Probes,
+        *,
+        slots: int,
+        replica: str,
+        prefixes: tuple[str, ...] = (),
+        enable_streaming: bool = True,
+    ) -> None:
+        self.running: dict[str, Job] = {}
+        self._cancelled: TTLCache[str, bool] = TTLCache(MAX_CANCELLED, CANCELLED_KEPT_S)
+        self._bus = bus
+        self._lanes = lanes
+        self._answerer = answerer
+        self._audit = audit
+        self._probes = probes
+        self._replies = Replies(bus)
+        self._slots = asyncio.Semaphore(slots)
+        self._replica = replica
+        self._prefixes = prefixes
+        self._enable_streaming = enable_streaming
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._delivering: set[asyncio.Task[None]] = set()
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a running request; one that is still queued is answered `cancelled` when its turn comes."""
+        if (job := self.running.get(request_id)) is not None:
+            job.stop(Stop.CANCELLED)
+        else:
+            self._cancelled[request_id] = True
+
+    async def stop_abandoned(self) -> None:
+        """Stop requests whose clients have gone, for ever."""
+        while True:
+            request_id = await self._probes.gone.get()
+            if (job := self.running.get(request_id)) is not None:
+                job.stop(Stop.CLIENT_GONE)
+
+    async def pull(self) -> None:
+        """Take deliveries, for ever; cancel this task first to stop."""
+        while True:
+            await self._slots.acquire()
+            try:
+                delivery = await self._lanes.next()
+            except asyncio.CancelledError:
+                self._slots.release()
+                raise
+            _own(self._jobs, self._slot(delivery))
+
+    async def drain(self, grace_s: float) -> None:
+        """Let running requests end within `grace_s` seconds, then hand the rest back."""
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=grace_s)
+        for job in tuple(self.running.values()):
+            job.stop(Stop.SHUTDOWN)
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+        if self._delivering:
+            await asyncio.wait(self._delivering, timeout=1)
+        for task in self._delivering:
+            task.cancel()
+        await asyncio.gather(*self._delivering, return_exceptions=True)
+
+    async def _slot(self, delivery: Delivery) -> None:
+        try:
+            if (job := self.running.get(delivery.request_id)) is not None:
+                # Redelivered to the very process that is at work on it, after heartbeats were lost on the way.
+                job.delivery.renew(delivery)
+            else:
+                await self._serve(Job(delivery))
+        finally:
+            self._slots.release()
+
+    async def _serve(self, job: Job) -> None:
+        delivery = job.delivery
+        self.running[delivery.request_id] = job
+        try:
+            await self._work(job)
+        except _BROKER_TROUBLE as error:
+            log.warning("request handed back", id=delivery.request_id, error=repr(error))
+            await self._hand_back(delivery)
+        finally:
+            del self.running[delivery.request_id]
+            self._probes.forget(delivery.request_id)
+
+    async def _hand_back(self, delivery: Delivery) -> None:
+        try:
+            await delivery.nak(_NAK_DELAY_S)
+        except nats.errors.Error as error:
+            log.warning("nak failed; the server redelivers by itself", id=delivery.request_id, error=repr(error))
+
+    async def _work(self, job: Job) -> None:
+        delivery = job.delivery
+        outbox = Outbox(self._bus, self._probes, delivery.request_id, reply_to=None, stream=False)
+        try:
+            outbox.reply_to = reply_subject(delivery.request_id, delivery.headers, self._prefixes)
+            if (ending := await self._earlier_ending(delivery)) is not None:
+                await self._close(job, outbox, ending, None)
+                return
+            if delivery.count > MAX_DELIVERIES:
+                raise RequestError(ErrorType.INTERNAL, f"gave up after {MAX_DELIVERIES} deliveries")
+            accepted = accept(delivery.body, delivery.headers, delivery.accepted)
+        except RequestError as poison:
+            await deadletters.bury(self._bus, delivery, poison)
+            await self._end(job, outbox, poison, AuditEvent.DEAD)
+            return
+        job.tenant = accepted.request.tenant
+        outbox.stream = accepted.request.stream and self._enable_streaming
+        self._audit.write_soon(Received.of(accepted.request, delivery.body, **self._common(job)))
+        result, event = await self._answer(job, accepted, outbox)
+        if job.stopped is Stop.SHUTDOWN:
+            await delivery.nak()
+            return
+        await self._end(job, outbox, result, event)
+
+    async def _earlier_ending(self, delivery: Delivery) -> Ending | None:
+        if delivery.count == 1 and FRESH_HEADER in delivery.headers:
+            return None
+        return await self._replies.ending(delivery.request_id)
+
+    async def _answer(
+        self, job: Job, accepted: Accepted, outbox: Outbox
+    ) -> tuple[FinalReply | RequestError, AuditEvent]:
+        delivery = job.delivery
+        if self._cancelled.pop(delivery.request_id, False):
+            return RequestError(ErrorType.CANCELLED, Stop.CANCELLED), AuditEvent.CANCELLED
+        expired = RequestError(ErrorType.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete")
+        left = None if accepted.deadline is None else (accepted.deadline - datetime.now(UTC)).total_seconds()
+        if left is not None and left <= 0:
+            return expired, AuditEvent.EXPIRED
+        first = 1 if delivery.count == 1 else await last_attempt(self._bus, delivery.request_id) + delivery.count
+        context = Context(outbox, job.tally, delivery.accepted, first, self._common(job))
+        job.call = asyncio.create_task(self._answerer.answer(accepted.request, context))
+        try:
+            await asyncio.wait({job.call}, timeout=left)
+            if not job.call.done():
+                return expired, AuditEvent.EXPIRED
+            if job.call.cancelled():
+                return RequestError(ErrorType.CANCELLED, job.stopped or Stop.CANCELLED), AuditEvent.CANCELLED
+            return job.call.result(), AuditEvent.COMPLETED
+        except RequestError as error:
+            return error, AuditEvent.FAILED
+        except _BROKER_TROUBLE:
+            raise
+        except Exception:
+            log.exception("request failed in the sidecar itself", id=delivery.request_id)
+            return RequestError(ErrorType.INTERNAL, "the sidecar failed; its log says why"), AuditEvent.FAILED
+        finally:
+            job.call.cancel()
+            await asyncio.wait({job.call})
+
+    async def _end(self, job: Job, outbox: Outbox, result: FinalReply | RequestError, event: AuditEvent) -> None:
+        """Store the ending; if a worker was faster, or the broker refuses its size, another one counts."""
+        ending = Ending.of(outbox, result)
+        try:
+            first = await self._replies.store(outbox.request_id, ending)
+        except MessageTooLarge as error:
+            ending = Ending.of(outbox, RequestError(ErrorType.TOO_LARGE, f"the answer does not fit the bus: {error}"))
+            first, event = await self._replies.store(outbox.request_id, ending), AuditEvent.FAILED
+        if not first:
+            ending = await self._replies.ending(outbox.request_id) or ending
+        await self._close(job, outbox, ending, event if first else None)
+
+    async def _close(self, job: Job, outbox: Outbox, ending: Ending, event: AuditEvent | None) -> None:
+        """Tell the client, write the terminal event (with an id, so that only the first counts), acknowledge."""
+        if outbox.reply_to is not None:
+            await self._deliver(outbox, ending)
+        await self._audit.write(self._ended(job, ending, event))
+        await job.delivery.ack()
+
+    async def _deliver(self, outbox: Outbox, ending: Ending) -> None:
+        assert outbox.reply_to is not None
+        if outbox.reply_to == reply(outbox.request_id):
+            if outbox.stream:
+                await self._bus.publish(outbox.reply_to, b"")
+            return
+        delivery = self._probes.deliver(outbox.reply_to, ending, sentinel=outbox.stream)
+        if len(self._delivering) < MAX_DELIVERING:
+            _own(self._delivering, delivery)
+        else:
+            await delivery
+
+    def _common(self, job: Job) -> dict[str, Any]:
+        delivery = job.delivery
+        return {
+            "id": delivery.request_id,
+            "at": datetime.now(UTC),
+            "replica": self._replica,
+            "priority": delivery.priority,
+            "tenant": job.tenant,
+            "delivery": delivery.count,
+        }
+
+    def _ended(self, job: Job, ending: Ending, event: AuditEvent | None) -> Ended:
+        """The terminal event, from the ending alone: the same whichever delivery writes it."""
+        if ending.event is ReplyEvent.FINAL:
+            final = FinalReply.model_validate_json(ending.body)
+            return Ended(
+                **self._common(job),
+                event=AuditEvent.COMPLETED,
+                attempts=final.attempts,
+                model=final.model,
+                provider=final.provider,
+                finish_reason=final.finish_reason,
+                cost_usd=final.cost_usd,
+            )
+        error = ErrorReply.model_validate_json(ending.body).error
+        return Ended(
+            **self._common(job),
+            event=event if event is not None else _TERMINAL.get(error.type, AuditEvent.FAILED),
+            attempts=job.tally.attempts,
+            cost_usd=job.tally.cost_usd,
+            error=AuditError(kind=error.type, message=error.message, retry_after_s=error.retry_after_s),
+        )
+
+
+_TERMINAL = {ErrorType.CANCELLED: AuditEvent.CANCELLED, ErrorType.DEADLINE_EXCEEDED: AuditEvent.EXPIRED}
+
+
+def _own(owner: set[asyncio.Task[None]], work: Coroutine[Any, Any, Any]) -> None:
+    """Run `work` as a task that `owner` keeps until it ends; an exception nobody expected is logged there."""
+    task = asyncio.create_task(work)
+    owner.add(task)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        owner.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task failed", error=repr(error), exc_info=error)
+
+    task.add_done_callback(ended)

@@ -1,0 +1,1 @@
+"""Vendors' wire formats, one file each; a leaf that knows nothing of queues."""
