@@ -168,9 +168,13 @@ class AuditLog:
             await self.write(entry)
             self._queue.task_done()
 
-    async def flush(self) -> None:
-        """Wait until everything given to `write_soon` has been written or lost."""
-        await self._queue.join()
+    async def drain(self, timeout_s: float = WRITE_TIMEOUT_S) -> None:
+        """Wait until everything given to `write_soon` is written; what is left after `timeout_s` is lost, loudly."""
+        try:
+            await asyncio.wait_for(self._queue.join(), timeout_s)
+        except TimeoutError:
+            while not self._queue.empty():
+                self._lose(self._queue.get_nowait(), "the broker does not answer at shutdown")
 
     def _lose(self, entry: Received | Attempt | Ended, why: str) -> None:
         self.lost += 1

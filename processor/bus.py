@@ -33,6 +33,7 @@ class Bus:
     def __init__(self) -> None:
         self.nc = Client()
         self._closed = asyncio.Event()
+        self._closing = False
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     async def connect(self, url: str, settings: Settings, *, name: str) -> None:
@@ -43,7 +44,8 @@ class Bus:
             log.warning("nats error", error=repr(error))
 
         async def on_disconnected() -> None:
-            log.warning("nats connection lost, reconnecting")
+            if not self._closing:
+                log.warning("nats connection lost, reconnecting")
 
         async def on_reconnected() -> None:
             log.info("nats reconnected")
@@ -105,6 +107,7 @@ class Bus:
 
     async def close(self) -> None:
         """Send what is buffered and close; a server that does not answer is left after 2 s."""
+        self._closing = True
         if self.nc.is_closed:
             return
         try:

@@ -185,11 +185,5 @@ class Ingress:
         if not msg.reply:
             log.warning("ask refused, and nobody to tell", error=error.message)
             return
-        body = error_body(request_id, error)
-        if (msg.headers or {}).get("Reply-To"):
-            # Whoever waits for a PubAck reads the JetStream API's error form.
-            fields = orjson.loads(body)
-            fields["error"] |= {"code": error.type.code, "description": error.message}
-            body = orjson.dumps(fields)
         sidecar = {"Sidecar-Request-Id": request_id, "Sidecar-Event": "error", "Sidecar-Attempt": "1", "Sidecar-Seq": "0"}
-        await self._bus.publish(msg.reply, body, sidecar | error_headers(error))
+        await self._bus.publish(msg.reply, error_body(request_id, error), sidecar | error_headers(error))

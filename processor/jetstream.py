@@ -18,6 +18,15 @@ STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
 _ONE_TRY_S = 2.0
 _PAUSE_S = 0.25
+_PLACE_HEADERS = {
+    "Nats-Stream",
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Time-Stamp",
+    "Nats-Num-Pending",
+    "Nats-Last-Sequence",
+    "Nats-UpTo-Sequence",
+}
 
 
 class JetStreamError(Exception):
@@ -137,14 +146,15 @@ async def last_message_before(nc: Client, stream: str, subject: str, seq: int) -
 
 
 def _stored(answer: Msg) -> StoredMessage | None:
-    headers = {str(k): v for k, v in (answer.headers or {}).items()}
-    if "Nats-Sequence" not in headers:
+    """A direct get's answer; the headers that the server adds to tell where the message stood are taken off."""
+    found = {str(k): v for k, v in (answer.headers or {}).items()}
+    if "Nats-Sequence" not in found:
         return None
     return StoredMessage(
-        subject=headers.pop("Nats-Subject"),
-        seq=int(headers.pop("Nats-Sequence")),
-        time=parse_time(headers.pop("Nats-Time-Stamp")),
-        headers=headers,
+        subject=found["Nats-Subject"],
+        seq=int(found["Nats-Sequence"]),
+        time=parse_time(found["Nats-Time-Stamp"]),
+        headers={k: v for k, v in found.items() if k not in _PLACE_HEADERS},
         body=answer.data,
     )
 

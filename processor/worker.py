@@ -12,6 +12,7 @@ from typing import Any
 import nats.errors
 import structlog
 from cachetools import TTLCache
+from nats.aio.msg import Msg
 
 from processor import deadletters
 from processor.accept import FRESH_HEADER, Accepted, accept, reply_subject
@@ -92,6 +93,10 @@ class Worker:
         self._enable_streaming = enable_streaming
         self._jobs: set[asyncio.Task[None]] = set()
         self._delivering: set[asyncio.Task[None]] = set()
+
+    async def on_cancel(self, msg: Msg) -> None:
+        """A message on `llm.cancel.<id>`, which every replica hears."""
+        self.cancel(msg.subject.rpartition(".")[2])
 
     def cancel(self, request_id: str) -> None:
         """Stop a running request; one that is still queued is answered `cancelled` when its turn comes."""

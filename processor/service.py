@@ -1,0 +1,175 @@
+"""The composition root: builds a processor out of its parts, runs it, and takes it down in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+
+from processor.answer import Answerer
+from processor.audit import AuditLog
+from processor.broker import contract_dir
+from processor.bus import Bus
+from processor.catalog import Catalog, load_catalog
+from processor.config import Settings
+from processor.discovery import announce
+from processor.ingress import Ingress
+from processor.lanes import Lanes
+from processor.provision import provision
+from processor.replies import Probes, Replies
+from processor.worker import Worker
+from providers.base import Endpoint, Provider
+
+log = structlog.get_logger(__name__)
+
+
+def configured_providers(settings: Settings) -> dict[str, Provider]:
+    """The providers that have what they need: a key, or for `local` a server or the embedded model.
+
+    Nothing is imported or connected here; a provider does that at its first call or in `open`.
+    """
+    from providers.anthropic import AnthropicProvider
+    from providers.embedded_model import EmbeddedModel
+    from providers.gemini import GeminiProvider
+    from providers.groq import GroqProvider
+    from providers.local import LocalProvider
+
+    def endpoint(key: str | None, base_url: str | None, api_version: str | None = None) -> Endpoint:
+        return Endpoint(
+            api_key=key or "",
+            base_url=base_url,
+            api_version=api_version,
+            connections=settings.connection_pool_size,
+            connect_timeout_s=settings.connect_timeout,
+            read_timeout_s=settings.read_timeout,
+        )
+
+    found: dict[str, Provider] = {}
+    if settings.anthropic_api_key:
+        key = settings.anthropic_api_key.get_secret_value()
+        found["anthropic"] = AnthropicProvider(endpoint(key, settings.anthropic_base_url))
+    if settings.groq_api_key:
+        found["groq"] = GroqProvider(endpoint(settings.groq_api_key.get_secret_value(), settings.groq_base_url))
+    if settings.gemini_api_key:
+        key = settings.gemini_api_key.get_secret_value()
+        found["gemini"] = GeminiProvider(endpoint(key, settings.gemini_base_url, settings.gemini_api_version))
+    local_key = settings.local_api_key.get_secret_value() if settings.local_api_key else None
+    if settings.local_base_url:
+        found["local"] = LocalProvider(endpoint(local_key, settings.local_base_url))
+    elif EmbeddedModel.unavailable() is None:
+        found["local"] = LocalProvider(endpoint(None, None), EmbeddedModel())
+    return found
+
+
+class Processor:
+    """A running processor. `stop` may be called from a signal handler; `run` then returns within the grace time."""
+
+    def __init__(
+        self, settings: Settings, bus: Bus, providers: Mapping[str, Provider], catalog: Catalog, *, replica: str
+    ) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._providers = providers
+        self._stopping = asyncio.Event()
+        self._audit = AuditLog(bus)
+        self._probes = Probes(bus)
+        self._lanes = Lanes(bus, settings.max_workers)
+        answerer = Answerer(
+            providers,
+            catalog,
+            self._audit,
+            default_model=settings.default_model,
+            max_retries=settings.max_retries,
+            jitter=random.random,
+        )
+        self._catalog = catalog
+        self._worker = Worker(
+            bus,
+            self._lanes,
+            answerer,
+            self._audit,
+            self._probes,
+            slots=settings.max_workers,
+            replica=replica,
+            prefixes=settings.reply_prefixes,
+            enable_streaming=settings.enable_streaming,
+        )
+        self._ingress = Ingress(
+            bus, Replies(bus), self._probes, timeout_s=settings.request_timeout, prefixes=settings.reply_prefixes
+        )
+        self._replica = replica
+        self.ready = asyncio.Event()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`; raises `BusClosed` when the connection is lost for good."""
+        background = [
+            self._bus.watch(),
+            self._audit.run(),
+            self._lanes.keep_alive(),
+            self._worker.stop_abandoned(),
+            self._worker.pull(),
+        ]
+        await self._probes.start()
+        cancels = await self._bus.nc.subscribe("llm.cancel.*", cb=self._worker.on_cancel)
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(work) for work in background]
+            await self._lanes.start()
+            await self._ingress.start()
+            service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica)
+            warming = tasks.create_task(self._open_providers())
+            self.ready.set()
+            log.info("processor ready", replica=self._replica, providers=sorted(self._providers))
+            await self._stopping.wait()
+            log.info("stopping", running=len(self._worker.running))
+            await self._ingress.stop()
+            running.pop().cancel()
+            await self._lanes.stop()
+            await service.stop()
+            await self._worker.drain(self._settings.shutdown_grace)
+            await cancels.unsubscribe()
+            await self._audit.drain()
+            for task in (*running, warming):
+                task.cancel()
+
+    async def _open_providers(self) -> None:
+        """Import the SDKs after readiness, one by one, so that the first request need not wait for them."""
+        for name, provider in self._providers.items():
+            try:
+                await provider.open()
+            except Exception as error:  # noqa: BLE001  a vendor's SDK may fail to import in any way
+                log.error("provider cannot be opened", provider=name, error=repr(error))
+
+
+@asynccontextmanager
+async def processor(settings: Settings, url: str) -> AsyncIterator[Processor]:
+    """Connect to the broker at `url`, provision it, and build a processor on it; closes all of it at the end."""
+    replica = f"{socket.gethostname().split('.')[0]}-{secrets.token_hex(3)}"
+    catalog = load_catalog(settings.sidecar_catalog)
+    if settings.local_model:
+        catalog = catalog.with_local_model(settings.local_model)
+    providers = configured_providers(settings)
+    bus = Bus()
+    try:
+        await bus.connect(url, settings, name=f"ckcias-sidecar {version('ckcias-sidecar')} {replica}")
+        for outcome in await provision(bus.nc, contract_dir()):
+            if outcome.state == "created":
+                log.info("provisioned", kind=outcome.kind, name=outcome.name)
+            for drift in outcome.drift:
+                log.warning(
+                    "drift", kind=outcome.kind, name=outcome.name, field=drift.field,
+                    wanted=drift.wanted, found=drift.found,
+                )  # fmt: skip
+        yield Processor(settings, bus, providers, catalog, replica=replica)
+    finally:
+        for provider in providers.values():
+            await provider.aclose()
+        await bus.close()
