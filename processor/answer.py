@@ -88,7 +88,7 @@ class Answerer:
                 step = plan.failed(step.index, error, time.monotonic())
                 continue
             return _final(run, candidate, chosen, started, context)
-        failures = [(chosen.candidates[index].model.alias, error) for index, error in plan.failures]
+        failures = [(chosen.candidates[index].name, error) for index, error in plan.failures]
         raise verdict(failures, [(r.model, r.reason) for r in chosen.refusals])
 
     async def _attempt(self, request: Request, candidate: Candidate, context: Context, number: int) -> _Run:
@@ -135,7 +135,7 @@ class Answerer:
         return Attempt(
             **context.common,
             attempt=run.number,
-            model=candidate.model.alias,
+            model=candidate.name,
             provider=candidate.model.provider,
             served_by=served_by,
             vendor_request_id=seen.opened.vendor_request_id if seen.opened else None,
@@ -170,7 +170,7 @@ def _final(run: _Run, candidate: Candidate, chosen: Route, request_started: date
     first_ms = _milliseconds(run.started, seen.first_token_at)
     return FinalReply(
         id=context.outbox.request_id,
-        model=candidate.model.alias,
+        model=candidate.name,
         provider=candidate.model.provider,
         served_by=finished.model,
         response=seen.text,

@@ -41,8 +41,8 @@ class Received(AuditRecord):
     """A worker took the request up. The text itself is not kept, only its size and fingerprint."""
 
     event: Literal[AuditEvent.RECEIVED] = AuditEvent.RECEIVED
-    model: str | None
-    task_type: str | None
+    model: str | None = None
+    task_type: str | None = None
     stream: bool
     messages: int
     body_bytes: int
@@ -94,16 +94,16 @@ class Attempt(AuditRecord):
     attempt: int
     model: str
     provider: str
-    served_by: str | None
-    vendor_request_id: str | None
+    served_by: str | None = None
+    vendor_request_id: str | None = None
     started: datetime
     duration_ms: float
-    first_token_ms: float | None
-    finish_reason: str | None
+    first_token_ms: float | None = None
+    finish_reason: str | None = None
     usage: AuditUsage
     cost_usd: Usd
     cost_estimated: bool
-    error: AuditError | None
+    error: AuditError | None = None
 
 
 class Ended(AuditRecord):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import nats.errors
@@ -12,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from processor import jetstream, subjects
-from processor.accept import FRESH_HEADER, TIMEOUT_HEADER
+from processor.accept import FRESH_HEADER, TIMEOUT_HEADER, reply_subject
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable, PubAck
@@ -44,31 +45,26 @@ class Ask:
     trace: dict[str, str]
 
 
-def read_ask(subject: str, inbox: str, headers: dict[str, str], body: bytes, prefixes: tuple[str, ...]) -> Ask:
-    """Check an ask from its parts.
+def named_id(headers: Mapping[str, str]) -> str | None:
+    """The id that the client chose: in Nats-Msg-Id, else by naming `llm.reply.<id>` as the place of the answer."""
+    place = headers.get("Reply-To", "")
+    return headers.get("Nats-Msg-Id") or (place.removeprefix("llm.reply.") if place.startswith("llm.reply.") else None)
+
+
+def read_ask(msg: Msg, headers: Mapping[str, str], request_id: str, prefixes: tuple[str, ...]) -> Ask:
+    """Check an ask.
 
     Raises:
         RequestError: naming what is wrong.
     """
-    priority = Priority(subject.rpartition(".")[2])
-    named = headers.get("Reply-To")
-    request_id = headers.get("Nats-Msg-Id")
-    if request_id is None and named is not None and named.startswith("llm.reply."):
-        request_id = named.removeprefix("llm.reply.")
-    fresh = request_id is None
-    request_id = request_id or subjects.new_request_id()
-    if not subjects.is_request_id(request_id):
-        raise RequestError(ErrorType.INVALID_REQUEST, "Nats-Msg-Id: 1 to 128 letters, digits, _ or -")
-    if named is not None and (refusal := subjects.reply_to_refusal(named, request_id, prefixes)):
-        raise RequestError(ErrorType.FORBIDDEN, f"Reply-To: {refusal}")
-    request = decode_request(body)
+    named = reply_subject(request_id, headers, prefixes)
     return Ask(
-        priority=priority,
+        priority=Priority(msg.subject.rpartition(".")[2]),
         request_id=request_id,
-        fresh=fresh,
-        request=request,
-        body=body,
-        reply_to=named or inbox or None,
+        fresh=named_id(headers) is None,
+        request=decode_request(msg.data),
+        body=msg.data,
+        reply_to=named or msg.reply or None,
         detached=named is not None,
         trace={k: headers[k] for k in _KEPT_HEADERS if k in headers},
     )
@@ -113,14 +109,12 @@ class Ingress:
 
     async def _serve(self, msg: Msg) -> None:
         headers = {str(k): v for k, v in (msg.headers or {}).items()}
-        request_id = headers.get("Nats-Msg-Id", "")
+        request_id = named_id(headers) or subjects.new_request_id()
         if msg.reply and subjects.reply_to_refusal(msg.reply, request_id) is not None:
             log.warning("ask refused: its reply subject is no inbox", reply=msg.reply)
             return
         try:
-            ask = read_ask(msg.subject, msg.reply, headers, msg.data, self._prefixes)
-            request_id = ask.request_id
-            await self._accept(msg, ask)
+            await self._accept(msg, read_ask(msg, headers, request_id, self._prefixes))
         except RequestError as error:
             await self._refuse(msg, request_id, error)
         except (nats.errors.Error, JetStreamUnavailable) as error:

@@ -21,6 +21,8 @@ class Candidate:
     """A model that may answer, and why it stands where it does."""
 
     model: CatalogModel
+    name: str
+    """What the reply calls it: the alias, or the name that was asked for."""
     reason: str
     warnings: tuple[str, ...] = ()
 
@@ -43,7 +45,7 @@ class Route:
 
     @property
     def considered(self) -> tuple[Considered, ...]:
-        tried = (Considered(model=c.model.alias, provider=c.model.provider, reason=c.reason) for c in self.candidates)
+        tried = (Considered(model=c.name, provider=c.model.provider, reason=c.reason) for c in self.candidates)
         refused = (Considered(model=r.model, provider=r.provider, reason=f"refused: {r.reason}") for r in self.refusals)
         return (*tried, *refused)
 
@@ -78,9 +80,9 @@ def route(
             refusals.append(Refusal(model.alias, model.provider, why))
         elif is_first:
             reason = f"{asked} was asked for" if asked else f"auto: the default model {default}"
-            candidates.append(Candidate(model, reason, (first.warning,) if first.warning else ()))
+            candidates.append(Candidate(model, asked or model.alias, reason, (first.warning,) if first.warning else ()))
         elif not model.demo or not (candidates or asked):
-            candidates.append(Candidate(model, "auto: what is configured" if not asked else "fallback"))
+            candidates.append(Candidate(model, model.alias, "fallback" if asked else "auto: what is configured"))
     return Route(tuple(candidates), tuple(refusals))
 
 

@@ -126,6 +126,7 @@ class Processor:
             await self._ingress.start()
             service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica)
             warming = tasks.create_task(self._open_providers())
+            await self._bus.nc.flush(timeout=5)  # ready means: the server knows our subscriptions
             self.ready.set()
             log.info("processor ready", replica=self._replica, providers=sorted(self._providers))
             await self._stopping.wait()

@@ -155,6 +155,10 @@ class Worker:
         except _BROKER_TROUBLE as error:
             log.warning("request handed back", id=delivery.request_id, error=repr(error))
             await self._hand_back(delivery)
+        except Exception:
+            # Not ours to swallow, but a delivery that is neither acknowledged nor handed back would be held for ever.
+            log.exception("request handed back after a failure of the sidecar itself", id=delivery.request_id)
+            await self._hand_back(delivery)
         finally:
             del self.running[delivery.request_id]
             self._probes.forget(delivery.request_id)

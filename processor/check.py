@@ -1,0 +1,189 @@
+"""`sidecar check`: every dependency on one line each, and how long a start takes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import nats.errors
+import orjson
+import psutil
+from nats.aio.client import Client
+from rich.console import Console
+from rich.table import Table
+
+from processor import broker, jetstream, subjects
+from processor.catalog import CatalogError, load_catalog
+from processor.commands import broker_url, connection
+from processor.config import Settings
+from processor.exits import Exit, Fatal
+from processor.jetstream import JetStreamError, JetStreamUnavailable
+
+READY_WITHIN_S = 30.0
+IDLE_WINDOW_S = 5.0
+_MARK = {"ok": "[green]ok[/]", "off": "[dim]off[/]", "warn": "[yellow]warn[/]", "bad": "[red]bad[/]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line. `off`: not configured, which is no fault."""
+
+    what: str
+    state: Literal["ok", "off", "warn", "bad"]
+    detail: str
+
+
+async def report(settings: Settings, *, timing: bool) -> int:
+    """Print the findings; 1 when one is bad."""
+    findings = [finding async for finding in _findings(settings)]
+    table = Table("", "", "", box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        table.add_row(_MARK[finding.state], finding.what, finding.detail)
+    Console().print(table)
+    if timing:
+        Console().print(await _timing(settings))
+    return Exit.FAILED if any(finding.state == "bad" for finding in findings) else Exit.OK
+
+
+async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    from processor.service import configured_providers
+
+    try:
+        catalog = load_catalog(settings.sidecar_catalog)
+        today = datetime.now(UTC).date()
+        moving = [r.warning for name in catalog.models if (r := catalog.resolve(name, today)).warning]
+        yield Finding("catalog", "warn" if moving else "ok", "; ".join([f"{len(catalog.models)} models", *moving]))
+    except CatalogError as error:
+        yield Finding("catalog", "bad", str(error))
+    providers = configured_providers(settings)
+    for name, variable in _KEYS.items():
+        found = name in providers
+        yield Finding(name, "ok" if found else "off", "key set" if found else f"{variable} is not set: left out of routing")
+    yield _local(settings)
+    if not providers:
+        yield Finding("providers", "bad", "none: set a vendor's key, LOCAL_BASE_URL, or install the extra `local`")
+    if settings.nats_url is None:
+        yield _binary()
+    try:
+        async with connection(settings) as nc:
+            yield Finding("nats", "ok", f"{broker_url(settings)}, server {nc.connected_server_version}")
+            async for finding in _broker(nc):
+                yield finding
+    except Fatal as error:
+        yield Finding("nats", "off" if settings.nats_url is None else "bad", str(error))
+
+
+_KEYS = {"anthropic": "ANTHROPIC_API_KEY", "groq": "GROQ_API_KEY", "gemini": "GEMINI_API_KEY"}
+
+
+def _local(settings: Settings) -> Finding:
+    from providers.embedded_model import EmbeddedModel
+
+    if settings.local_base_url:
+        return Finding("local", "ok", f"{settings.local_base_url}, model {settings.local_model or 'smollm2-135m'}")
+    why_not = EmbeddedModel.unavailable()
+    return Finding("local", "off" if why_not else "ok", why_not or "smollm2-135m, embedded (a demo model)")
+
+
+def _binary() -> Finding:
+    try:
+        return Finding("nats-server", "ok", str(broker.binary()))
+    except broker.BrokerError as error:
+        return Finding("nats-server", "bad", str(error))
+
+
+async def _broker(nc: Client) -> AsyncIterator[Finding]:
+    for stream in (subjects.REQUESTS, subjects.REPLIES, subjects.AUDIT, subjects.DEAD):
+        try:
+            state = (await jetstream.call(nc, f"STREAM.INFO.{stream}"))["state"]
+            yield Finding(stream, "ok", f"{state['messages']} messages, {state['bytes'] / 1e6:.1f} MB")
+        except (JetStreamError, JetStreamUnavailable) as error:
+            yield Finding(stream, "bad", f"{error}: run `sidecar provision`")
+    replicas = await _replicas(nc)
+    detail = ", ".join(replicas) if replicas else "none answers: asks fail at once, enqueued requests wait"
+    yield Finding("sidecars", "ok" if replicas else "warn", detail)
+
+
+async def _replicas(nc: Client, window_s: float = 0.3) -> list[str]:
+    """Every sidecar that answers a discovery ping."""
+    found: list[str] = []
+    inbox = nc.new_inbox()
+    sub = await nc.subscribe(inbox)
+    await nc.publish("$SRV.PING.sidecar", b"", reply=inbox)
+    deadline = time.monotonic() + window_s
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            answer = await sub.next_msg(timeout=left)
+            if answer.data:
+                fields: dict[str, Any] = orjson.loads(answer.data)
+                found.append(f"{fields['metadata']['replica']} {fields['version']}")
+    except nats.errors.TimeoutError:
+        return found
+    finally:
+        await sub.unsubscribe()
+    return found
+
+
+async def _timing(settings: Settings) -> Table:
+    """Start `sidecar up` on a broker of its own, ask one question, and watch it idle."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {k: v for k, v in os.environ.items() if k != "NATS_URL"}
+        environment |= {"SIDECAR_DATA_DIR": folder, "NATS_PORT": "0"}
+        started = time.monotonic()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "processor.cli", "up", env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            url = await asyncio.wait_for(_ready_url(process), READY_WITHIN_S)
+            ready_s = time.monotonic() - started
+            answered = await _first_answer(settings.model_copy(update={"nats_url": url}))
+            answer_s = time.monotonic() - started
+            idle = await _idle(process.pid)
+        except TimeoutError:
+            raise Fatal(f"the sidecar was not ready within {READY_WITHIN_S:g} s") from None
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.communicate()
+    table = Table("", "", box=None, show_header=False, pad_edge=False)
+    table.add_row("start to ready", f"{ready_s:.2f} s")
+    table.add_row("start to first answer", f"{answer_s:.2f} s" if answered is None else f"none: {answered}")
+    for name, megabytes, percent in idle:
+        table.add_row(f"idle: {name}", f"{megabytes:.0f} MB, {percent:.1f} % of a core")
+    return table
+
+
+async def _ready_url(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr is not None
+    said = b""
+    async for line in process.stderr:
+        said += line
+        if (match := re.search(rb"ready on (nats://\S+)", line)) is not None:
+            return match.group(1).decode()
+    raise Fatal(f"the sidecar did not start:\n{said.decode(errors='replace')}")
+
+
+async def _first_answer(settings: Settings) -> str | None:
+    """None when the answer came, else why not."""
+    body = orjson.dumps({"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8})
+    async with connection(settings) as nc:
+        answer = await nc.request("llm.request.critical", body, timeout=READY_WITHIN_S)
+    fields = orjson.loads(answer.data)
+    return fields["error"]["message"] if "error" in fields else None
+
+
+async def _idle(pid: int) -> list[tuple[str, float, float]]:
+    """(name, resident megabytes, percent of one core) of the process and the broker it started."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for member in family:
+        member.cpu_percent()
+    await asyncio.sleep(IDLE_WINDOW_S)
+    return [(m.name(), m.memory_info().rss / 1e6, m.cpu_percent()) for m in family]

