@@ -47,7 +47,7 @@ class ChatMessage(Model):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return (TextPart(text=self.content),) if isinstance(self.content, str) else self.content
+        return (TextPart(type="text", text=self.content),) if isinstance(self.content, str) else self.content
 
     @model_validator(mode="after")
     def _parts_fit_the_role(self) -> Self:

@@ -36,14 +36,14 @@ class Model(BaseModel):
 
 
 class TextPart(Model):
-    type: Literal["text"] = "text"
+    type: Literal["text"]
     text: LongText
 
 
 class ImagePart(Model):
     """A picture: `data` (base64) with its `media_type`, or an http(s) `url`."""
 
-    type: Literal["image"] = "image"
+    type: Literal["image"]
     media_type: Literal["image/png", "image/jpeg", "image/gif", "image/webp"] | None = None
     data: str | None = None
     url: Annotated[str, StringConstraints(max_length=2048)] | None = None
@@ -83,7 +83,7 @@ def _check_image_url(url: str) -> None:
 class ToolCallPart(Model):
     """The model's call of a tool; `arguments` is a JSON object as text, as the model wrote it."""
 
-    type: Literal["tool_call"] = "tool_call"
+    type: Literal["tool_call"]
     id: Name
     name: Token
     arguments: LongText = "{}"
@@ -91,7 +91,7 @@ class ToolCallPart(Model):
 
 
 class ToolResultPart(Model):
-    type: Literal["tool_result"] = "tool_result"
+    type: Literal["tool_result"]
     tool_call_id: Name
     content: LongText
     is_error: bool = False

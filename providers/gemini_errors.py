@@ -58,7 +58,9 @@ _TOO_LARGE: Final = re.compile(
 )
 _BAD_KEY: Final = re.compile(r"api key (not valid|not found|expired|was reported)|pass a valid api key", re.I)
 _BAD_PLACE: Final = re.compile(r"user location is not supported|free tier is not available", re.I)
-_NO_CREDIT: Final = re.compile(r"spend(ing)?[ -]?(cap|limit)|credits? (are|is|has been|have been) (depleted|exhausted)", re.I)
+_NO_CREDIT: Final = re.compile(
+    r"spend(ing)?[ -]?(cap|limit)|credits? (are|is|has been|have been) (depleted|exhausted)", re.I
+)
 _RETRY_IN: Final = re.compile(r"retry in ([\d.]+)s", re.I)
 
 

@@ -9,18 +9,58 @@ from providers.base import Json
 from providers.errors import Unsupported
 
 _KEPT = frozenset(
-    "$id $anchor $ref type format title description enum minItems maxItems minimum maximum "
-    "required propertyOrdering".split()
+    [
+        "$id",
+        "$anchor",
+        "$ref",
+        "type",
+        "format",
+        "title",
+        "description",
+        "enum",
+        "minItems",
+        "maxItems",
+        "minimum",
+        "maximum",
+        "required",
+        "propertyOrdering",
+    ]
 )
 _SCHEMA_MAPS = frozenset({"properties", "$defs", "definitions"})
 _SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "prefixItems"})
 _ANNOTATIONS = frozenset(
-    "$schema $comment $vocabulary default example examples deprecated readOnly writeOnly nullable "
-    "contentEncoding contentMediaType strict discriminator xml externalDocs".split()
+    [
+        "$schema",
+        "$comment",
+        "$vocabulary",
+        "default",
+        "example",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "contentEncoding",
+        "contentMediaType",
+        "strict",
+        "discriminator",
+        "xml",
+        "externalDocs",
+    ]
 )
 _NOTED = frozenset(
-    "pattern minLength maxLength multipleOf exclusiveMinimum exclusiveMaximum uniqueItems minProperties "
-    "maxProperties minContains maxContains".split()
+    [
+        "pattern",
+        "minLength",
+        "maxLength",
+        "multipleOf",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "uniqueItems",
+        "minProperties",
+        "maxProperties",
+        "minContains",
+        "maxContains",
+    ]
 )
 
 
@@ -45,7 +85,7 @@ def _node(schema: Mapping[str, Json]) -> dict[str, Json]:
     notes: list[str] = []
     for key, value in schema.items():
         if key in _KEPT:
-            out[key] = value
+            out.setdefault(key, value)
         elif key in _SCHEMA_MAPS:
             name = "$defs" if key == "definitions" else key
             out[name] = {**out.get(name, {}), **{k: _sub(v, key) for k, v in _mapping(value, key).items()}}
@@ -55,6 +95,9 @@ def _node(schema: Mapping[str, Json]) -> dict[str, Json]:
             out[key] = value if isinstance(value, bool) else _sub(value, key)
         elif key == "const":
             out["enum"] = [value]
+        elif key == "nullable":
+            if value and isinstance(schema.get("type"), str):
+                out["type"] = [schema["type"], "null"]
         elif key in _NOTED:
             notes.append(f"{key}: {value}")
         elif key not in _ANNOTATIONS and not key.startswith("x-"):
