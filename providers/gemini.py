@@ -10,11 +10,12 @@ from typing import Final
 
 from providers.base import Endpoint, Event, Json, Opened, Prompt, Usage, UsageSeen
 from providers.boundary import (
-    TRANSPORT_ERRORS,
+    Call,
     rate_limit_headers,
     retry_after_seconds,
     safe_message,
     transport_error,
+    vendor_boundary,
 )
 from providers.errors import BadCredentials, BadResponse, ModelNoise, ProviderError, StreamCut
 from providers.gemini_answer import Answer, StreamError, joined
@@ -31,7 +32,7 @@ LAST_WORDS_S: Final = 2.0
 _REQUEST_IDS: Final = ("x-request-id", "x-goog-request-id", "x-cloud-trace-context")
 
 
-class Gemini:
+class GeminiProvider:
     """Google's Gemini API. `Endpoint.api_version` None means the SDK's default (v1); many proxies serve v1beta only."""
 
     def __init__(self, endpoint: Endpoint, name: str = "gemini") -> None:
@@ -79,25 +80,24 @@ class Gemini:
         connection = await self._opened()
         answer = Answer(prompt.model, calls_so_far(prompt))
         streamed = prompt.stream or prompt.max_tokens > STREAMED_FROM_TOKENS
-        opened = False
+        call = Call()
         try:
-            async with connection.wire.post(prompt.model, body, stream=streamed) as reply, aclosing(reply.data):
-                opened = True
-                yield Opened(_request_id(reply.headers), rate_limit_headers(reply.headers))
-                async for data in reply.data:
-                    events = answer.feed(data)
-                    for event in events if prompt.stream else joined(events):
+            with vendor_boundary(call):
+                async with connection.wire.post(prompt.model, body, stream=streamed) as reply, aclosing(reply.data):
+                    call.opened = True
+                    yield Opened(_request_id(reply.headers), rate_limit_headers(reply.headers))
+                    async for data in reply.data:
+                        events = answer.feed(data)
+                        for event in events if prompt.stream else joined(events):
+                            yield event
+                        if answer.complete:
+                            break
+                    for event in await _last_words(reply, answer):
                         yield event
-                    if answer.complete:
-                        break
-                for event in await _last_words(reply, answer):
-                    yield event
         except Refused as refused:
             raise self._error(refused.status, refused.body, refused.headers) from None
         except StreamError as error:
             raise self._error(status_of(error.body), error.body, {}) from None
-        except TRANSPORT_ERRORS as error:
-            raise transport_error(error, opened=opened) from error
         if not answer.complete:
             raise _unfinished(streamed)
         try:
@@ -141,9 +141,10 @@ async def _last_words(reply: Reply, answer: Answer) -> list[Event]:
         async with asyncio.timeout(LAST_WORDS_S):
             async for data in reply.data:
                 events += answer.feed(data)
-    except TRANSPORT_ERRORS:
+    except Exception as error:
+        if transport_error(error, opened=True) is None:
+            raise
         # The answer is complete: a rough end of the connection takes nothing from it.
-        return events
     return events
 
 

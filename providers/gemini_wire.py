@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.request import getproxies
 
 import orjson
 
@@ -205,7 +206,11 @@ async def connect(endpoint: Endpoint) -> Connection:
     import aiohttp
 
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=endpoint.connections), trust_env=True, read_bufsize=READ_BUFFER
+        connector=aiohttp.TCPConnector(limit=endpoint.connections),
+        # As the SDK's own session; but aiohttp then looks for proxies and a netrc in threads, at every call, which
+        # costs more CPU than all the rest of it. So only where a proxy is set.
+        trust_env=bool(getproxies()),
+        read_bufsize=READ_BUFFER,
     )
     try:
         client = await asyncio.to_thread(_client, endpoint, session)

@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from providers.base import Endpoint, Event, Prompt
-from providers.gemini import Gemini
+from providers.gemini import GeminiProvider
 
 Play = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEY = "AIzaSecretSecretSecret"
@@ -110,5 +110,5 @@ def error(code: int, message: str, status: str, *details: dict[str, Any]) -> dic
     return {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
 
 
-async def events_of(provider: Gemini, prompt: Prompt) -> list[Event]:
+async def events_of(provider: GeminiProvider, prompt: Prompt) -> list[Event]:
     return [event async for event in provider.stream(prompt)]

@@ -44,7 +44,7 @@ from providers.errors import (
     Unsupported,
     VendorError,
 )
-from providers.gemini import Gemini
+from providers.gemini import GeminiProvider
 from providers.gemini_wire import RawWire
 from tests.providers.gemini_vendor import (
     KEY,
@@ -82,15 +82,15 @@ async def vendor() -> AsyncIterator[Vendor]:
 
 
 @pytest.fixture
-async def gemini(vendor: Vendor) -> AsyncIterator[Gemini]:
-    provider = Gemini(vendor.endpoint())
+async def gemini(vendor: Vendor) -> AsyncIterator[GeminiProvider]:
+    provider = GeminiProvider(vendor.endpoint())
     yield provider
     await provider.aclose()
 
 
 @pytest.fixture
-async def mocked(llmock: LLMock) -> AsyncIterator[Gemini]:
-    provider = Gemini(
+async def mocked(llmock: LLMock) -> AsyncIterator[GeminiProvider]:
+    provider = GeminiProvider(
         Endpoint(api_key=KEY, base_url=llmock.base_url("gemini"), api_version="v1beta", read_timeout_s=1.0)
     )
     yield provider
@@ -100,11 +100,11 @@ async def mocked(llmock: LLMock) -> AsyncIterator[Gemini]:
 @pytest.fixture(params=["raw", "typed"])
 async def either(
     request: pytest.FixtureRequest, vendor: Vendor, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Gemini]:
+) -> AsyncIterator[GeminiProvider]:
     """The provider over its own wire, and over the SDK's typed calls as with an SDK of another make."""
     if request.param == "typed":
         monkeypatch.setattr(RawWire, "fits", staticmethod(lambda client: False))
-    provider = Gemini(vendor.endpoint())
+    provider = GeminiProvider(vendor.endpoint())
     yield provider
     await provider.aclose()
 
@@ -112,7 +112,7 @@ async def either(
 # --- against llmock -------------------------------------------------------------------------
 
 
-async def test_a_streamed_answer_comes_in_pieces_and_ends_with_its_usage(llmock: LLMock, mocked: Gemini) -> None:
+async def test_a_streamed_answer_comes_in_pieces_and_ends_with_its_usage(llmock: LLMock, mocked: GeminiProvider) -> None:
     llmock.reply("one two three four five six seven eight")
     events = await events_of(mocked, prompt(stream=True))
     pieces = [e.text for e in events if isinstance(e, TextDelta)]
@@ -124,14 +124,14 @@ async def test_a_streamed_answer_comes_in_pieces_and_ends_with_its_usage(llmock:
     assert events[-1].usage.output_visible > 0
 
 
-async def test_an_answer_that_nobody_watches_comes_whole_in_one_unstreamed_call(llmock: LLMock, mocked: Gemini) -> None:
+async def test_an_answer_that_nobody_watches_comes_whole_in_one_unstreamed_call(llmock: LLMock, mocked: GeminiProvider) -> None:
     llmock.reply("one two three four five six seven eight")
     events = await events_of(mocked, prompt())
     assert [type(e) for e in events] == [Opened, TextDelta, Finished]
     assert [r.path for r in llmock.requests] == ["/gemini/v1beta/models/gemini-2.5-flash:generateContent"]
 
 
-async def test_a_large_answer_is_streamed_even_when_nobody_watches(llmock: LLMock, mocked: Gemini) -> None:
+async def test_a_large_answer_is_streamed_even_when_nobody_watches(llmock: LLMock, mocked: GeminiProvider) -> None:
     llmock.reply("one two three four")
     events = await events_of(mocked, prompt(max_tokens=8193))
     assert isinstance(events[-1], Finished)
@@ -139,7 +139,7 @@ async def test_a_large_answer_is_streamed_even_when_nobody_watches(llmock: LLMoc
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_tool_call_comes_whole_with_an_id(llmock: LLMock, mocked: Gemini, stream: bool) -> None:
+async def test_a_tool_call_comes_whole_with_an_id(llmock: LLMock, mocked: GeminiProvider, stream: bool) -> None:
     llmock.call_tool("weather", {"city": "Paris"})
     events = await events_of(mocked, prompt(stream=stream, tools=(WEATHER,)))
     calls = [e for e in events if isinstance(e, ToolCallDelta)]
@@ -166,7 +166,7 @@ async def test_a_tool_call_comes_whole_with_an_id(llmock: LLMock, mocked: Gemini
     ],
 )
 async def test_an_error_status_is_raised_as_its_kind_after_one_request(
-    llmock: LLMock, mocked: Gemini, status: int, kind: type[ProviderError], stream: bool
+    llmock: LLMock, mocked: GeminiProvider, status: int, kind: type[ProviderError], stream: bool
 ) -> None:
     llmock.fail(status, times=None, retry_after=7)
     with pytest.raises(ProviderError) as raised:
@@ -178,7 +178,7 @@ async def test_an_error_status_is_raised_as_its_kind_after_one_request(
     assert len(llmock.requests) == 1
 
 
-async def test_a_context_overflow_is_a_prompt_too_large(llmock: LLMock, mocked: Gemini) -> None:
+async def test_a_context_overflow_is_a_prompt_too_large(llmock: LLMock, mocked: GeminiProvider) -> None:
     llmock.context_overflow()
     with pytest.raises(PromptTooLarge):
         await events_of(mocked, prompt())
@@ -186,7 +186,7 @@ async def test_a_context_overflow_is_a_prompt_too_large(llmock: LLMock, mocked: 
 
 @pytest.mark.parametrize("fault", ["disconnect", "truncate"])
 async def test_a_stream_that_ends_early_is_cut_and_not_asked_for_again(
-    llmock: LLMock, mocked: Gemini, fault: str
+    llmock: LLMock, mocked: GeminiProvider, fault: str
 ) -> None:
     getattr(llmock, fault)(after_chunks=2, times=None)
     llmock.reply("one two three four five six", times=None)
@@ -195,13 +195,13 @@ async def test_a_stream_that_ends_early_is_cut_and_not_asked_for_again(
     assert len(llmock.requests) == 1
 
 
-async def test_a_chunk_that_is_not_json_is_a_bad_response(llmock: LLMock, mocked: Gemini) -> None:
+async def test_a_chunk_that_is_not_json_is_a_bad_response(llmock: LLMock, mocked: GeminiProvider) -> None:
     llmock.corrupt().reply("one two three four five six")
     with pytest.raises(BadResponse):
         await events_of(mocked, prompt(stream=True))
 
 
-async def test_a_stream_that_falls_silent_times_out(llmock: LLMock, mocked: Gemini) -> None:
+async def test_a_stream_that_falls_silent_times_out(llmock: LLMock, mocked: GeminiProvider) -> None:
     llmock.stall(seconds=3).reply("one two three four five six")
     with pytest.raises(TimedOut):
         await events_of(mocked, prompt(stream=True))
@@ -212,7 +212,7 @@ async def test_a_stream_that_falls_silent_times_out(llmock: LLMock, mocked: Gemi
 
 @pytest.mark.parametrize(("version", "path"), [(None, "/v1/"), ("v1beta", "/v1beta/"), ("v1alpha", "/v1alpha/")])
 async def test_the_api_version_is_the_endpoints_or_the_sdks(vendor: Vendor, version: str | None, path: str) -> None:
-    provider = Gemini(vendor.endpoint(api_version=version))
+    provider = GeminiProvider(vendor.endpoint(api_version=version))
     vendor.play = whole(chunk({"text": "hi"}, finish="STOP"))
     await events_of(provider, prompt())
     await provider.aclose()
@@ -220,7 +220,7 @@ async def test_the_api_version_is_the_endpoints_or_the_sdks(vendor: Vendor, vers
 
 
 async def test_a_request_carries_the_key_in_its_header_and_everything_that_was_asked(
-    vendor: Vendor, either: Gemini
+    vendor: Vendor, either: GeminiProvider
 ) -> None:
     vendor.play = whole(chunk({"text": "hi"}, finish="STOP"))
     await events_of(
@@ -252,13 +252,13 @@ async def test_a_request_carries_the_key_in_its_header_and_everything_that_was_a
     ]
 
 
-async def test_a_body_of_several_megabytes_goes_through(vendor: Vendor, gemini: Gemini) -> None:
+async def test_a_body_of_several_megabytes_goes_through(vendor: Vendor, gemini: GeminiProvider) -> None:
     vendor.play = whole(chunk({"text": "hi"}, finish="STOP"))
     await events_of(gemini, prompt("x" * 3_000_000))
     assert len(vendor.bodies[0]["contents"][0]["parts"][0]["text"]) == 3_000_000
 
 
-async def test_what_gemini_cannot_do_is_refused_before_any_call(vendor: Vendor, gemini: Gemini) -> None:
+async def test_what_gemini_cannot_do_is_refused_before_any_call(vendor: Vendor, gemini: GeminiProvider) -> None:
     six = prompt(stop=tuple("abcdef"))
     with pytest.raises(Unsupported, match="stop sequences"):
         gemini.check(six)
@@ -269,7 +269,7 @@ async def test_what_gemini_cannot_do_is_refused_before_any_call(vendor: Vendor, 
     assert vendor.paths == []
 
 
-async def test_the_installed_sdk_is_spoken_to_below_its_typed_layer(vendor: Vendor, gemini: Gemini) -> None:
+async def test_the_installed_sdk_is_spoken_to_below_its_typed_layer(vendor: Vendor, gemini: GeminiProvider) -> None:
     await gemini.open()
     await gemini.open()
     assert gemini.raw
@@ -279,13 +279,13 @@ async def test_a_missing_key_is_bad_credentials(vendor: Vendor, monkeypatch: pyt
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     with pytest.raises(BadCredentials):
-        await Gemini(vendor.endpoint(api_key="")).open()
+        await GeminiProvider(vendor.endpoint(api_key="")).open()
 
 
 # --- answers --------------------------------------------------------------------------------
 
 
-async def test_the_last_usage_counts_and_earlier_ones_are_seen_on_the_way(vendor: Vendor, either: Gemini) -> None:
+async def test_the_last_usage_counts_and_earlier_ones_are_seen_on_the_way(vendor: Vendor, either: GeminiProvider) -> None:
     vendor.play = streamed(
         chunk({"text": "a"}, usage={"promptTokenCount": 10, "totalTokenCount": 10}),
         chunk({"text": "b"}, usage={"promptTokenCount": 10, "candidatesTokenCount": 2, "totalTokenCount": 12}),
@@ -304,7 +304,7 @@ async def test_the_last_usage_counts_and_earlier_ones_are_seen_on_the_way(vendor
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_thoughts_calls_and_signatures_arrive_as_they_are(vendor: Vendor, either: Gemini, stream: bool) -> None:
+async def test_thoughts_calls_and_signatures_arrive_as_they_are(vendor: Vendor, either: GeminiProvider, stream: bool) -> None:
     body = chunk(
         {"text": "hmm", "thought": True},
         {"text": "Let me look."},
@@ -326,7 +326,7 @@ async def test_thoughts_calls_and_signatures_arrive_as_they_are(vendor: Vendor, 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_blocked_prompt_is_a_completed_answer_without_text(
-    vendor: Vendor, either: Gemini, stream: bool
+    vendor: Vendor, either: GeminiProvider, stream: bool
 ) -> None:
     body = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 10}}
     vendor.play = streamed(body) if stream else whole(body)
@@ -338,7 +338,7 @@ async def test_a_blocked_prompt_is_a_completed_answer_without_text(
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_safety_stop_without_content_is_a_completed_answer(
-    vendor: Vendor, gemini: Gemini, stream: bool
+    vendor: Vendor, gemini: GeminiProvider, stream: bool
 ) -> None:
     body = {"candidates": [{"finishReason": "SAFETY", "index": 0, "content": None}], "usageMetadata": USAGE}
     vendor.play = streamed(body) if stream else whole(body)
@@ -346,7 +346,7 @@ async def test_a_safety_stop_without_content_is_a_completed_answer(
     assert events[1:] == [Finished(FinishReason.CONTENT_FILTER, SPENT, "gemini-2.5-flash", "SAFETY")]
 
 
-async def test_thinking_that_ate_the_whole_answer_is_a_completed_answer(vendor: Vendor, gemini: Gemini) -> None:
+async def test_thinking_that_ate_the_whole_answer_is_a_completed_answer(vendor: Vendor, gemini: GeminiProvider) -> None:
     vendor.play = whole(
         {
             "candidates": [{"finishReason": "MAX_TOKENS"}],
@@ -361,7 +361,7 @@ async def test_thinking_that_ate_the_whole_answer_is_a_completed_answer(vendor: 
     )
 
 
-async def test_a_botched_call_is_model_noise_and_its_usage_is_not_lost(vendor: Vendor, gemini: Gemini) -> None:
+async def test_a_botched_call_is_model_noise_and_its_usage_is_not_lost(vendor: Vendor, gemini: GeminiProvider) -> None:
     vendor.play = streamed(chunk(finish="MALFORMED_FUNCTION_CALL", usage=USAGE))
     seen: list[Event] = []
     with pytest.raises(ModelNoise, match="MALFORMED_FUNCTION_CALL"):
@@ -369,7 +369,7 @@ async def test_a_botched_call_is_model_noise_and_its_usage_is_not_lost(vendor: V
     assert seen[-1] == UsageSeen(SPENT)
 
 
-async def test_unknown_fields_parts_and_events_are_ignored(vendor: Vendor, gemini: Gemini) -> None:
+async def test_unknown_fields_parts_and_events_are_ignored(vendor: Vendor, gemini: GeminiProvider) -> None:
     vendor.play = streamed(
         b": comment\n\n",
         {"fresh": {"news": 1}},
@@ -388,7 +388,7 @@ async def test_unknown_fields_parts_and_events_are_ignored(vendor: Vendor, gemin
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_connection_dropped_before_any_answer_is_not_tried_again(
-    vendor: Vendor, either: Gemini, stream: bool
+    vendor: Vendor, either: GeminiProvider, stream: bool
 ) -> None:
     vendor.play = dropped
     with pytest.raises(ConnectionFailed):
@@ -397,7 +397,7 @@ async def test_a_connection_dropped_before_any_answer_is_not_tried_again(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_error_status_is_not_tried_again(vendor: Vendor, either: Gemini, stream: bool) -> None:
+async def test_an_error_status_is_not_tried_again(vendor: Vendor, either: GeminiProvider, stream: bool) -> None:
     vendor.play = whole(error(503, "overloaded", "UNAVAILABLE"), status=503)
     with pytest.raises(Overloaded):
         await events_of(either, prompt(stream=stream))
@@ -405,7 +405,7 @@ async def test_an_error_status_is_not_tried_again(vendor: Vendor, either: Gemini
 
 
 @pytest.mark.parametrize("end", ["eof", "cut"])
-async def test_a_stream_without_a_finish_reason_was_cut(vendor: Vendor, either: Gemini, end: str) -> None:
+async def test_a_stream_without_a_finish_reason_was_cut(vendor: Vendor, either: GeminiProvider, end: str) -> None:
     vendor.play = streamed(chunk({"text": "a"}, usage=USAGE), end=end)
     with pytest.raises(StreamCut):
         await events_of(either, prompt(stream=True))
@@ -413,21 +413,21 @@ async def test_a_stream_without_a_finish_reason_was_cut(vendor: Vendor, either: 
 
 
 async def test_a_rough_end_after_the_finish_reason_takes_nothing_from_the_answer(
-    vendor: Vendor, gemini: Gemini
+    vendor: Vendor, gemini: GeminiProvider
 ) -> None:
     vendor.play = streamed(chunk({"text": "a"}, finish="STOP", usage=USAGE), end="cut")
     events = await events_of(gemini, prompt(stream=True))
     assert events[-1] == Finished(FinishReason.STOP, SPENT, "gemini-served", "STOP")
 
 
-async def test_a_whole_answer_without_a_finish_reason_is_a_bad_response(vendor: Vendor, gemini: Gemini) -> None:
+async def test_a_whole_answer_without_a_finish_reason_is_a_bad_response(vendor: Vendor, gemini: GeminiProvider) -> None:
     vendor.play = whole(chunk({"text": "a"}))
     with pytest.raises(BadResponse):
         await events_of(gemini, prompt())
 
 
 @pytest.mark.parametrize("body", [b"<html>", [1], {"candidates": "none"}], ids=["html", "list", "shape"])
-async def test_an_answer_of_another_shape_is_a_bad_response(vendor: Vendor, gemini: Gemini, body: Any) -> None:
+async def test_an_answer_of_another_shape_is_a_bad_response(vendor: Vendor, gemini: GeminiProvider, body: Any) -> None:
     vendor.play = whole(body) if not isinstance(body, bytes) else streamed(body)
     with pytest.raises(BadResponse):
         await events_of(gemini, prompt())
@@ -441,14 +441,14 @@ OVERLOAD = error(503, "The model is overloaded.", "UNAVAILABLE")
     [OVERLOAD, b'[{"error": {"code": 503,\n "message": "The model is overloaded.",\n "status": "UNAVAILABLE"}}]\n'],
     ids=["as an event", "as plain JSON"],
 )
-async def test_an_error_inside_a_stream_is_raised_as_its_kind(vendor: Vendor, gemini: Gemini, last: Any) -> None:
+async def test_an_error_inside_a_stream_is_raised_as_its_kind(vendor: Vendor, gemini: GeminiProvider, last: Any) -> None:
     vendor.play = streamed(chunk({"text": "a"}), last)
     with pytest.raises(Overloaded, match="overloaded") as raised:
         await events_of(gemini, prompt(stream=True))
     assert raised.value.vendor_type == "UNAVAILABLE"
 
 
-async def test_an_error_never_shows_the_key(vendor: Vendor, gemini: Gemini) -> None:
+async def test_an_error_never_shows_the_key(vendor: Vendor, gemini: GeminiProvider) -> None:
     vendor.play = whole(error(400, f"API key not valid: {KEY}. Please pass a valid API key.", "INVALID_ARGUMENT"), 400)
     with pytest.raises(BadCredentials) as raised:
         await events_of(gemini, prompt())
@@ -457,7 +457,7 @@ async def test_an_error_never_shows_the_key(vendor: Vendor, gemini: Gemini) -> N
     assert len(raised.value.message) <= 500
 
 
-async def test_an_error_that_is_not_json_keeps_its_status(vendor: Vendor, gemini: Gemini) -> None:
+async def test_an_error_that_is_not_json_keeps_its_status(vendor: Vendor, gemini: GeminiProvider) -> None:
     async def html(request: Any) -> Any:
         from aiohttp import web
 
@@ -470,7 +470,7 @@ async def test_an_error_that_is_not_json_keeps_its_status(vendor: Vendor, gemini
 
 
 async def test_a_refused_connection_is_a_failed_one() -> None:
-    provider = Gemini(Endpoint(api_key=KEY, base_url="http://127.0.0.1:9"))
+    provider = GeminiProvider(Endpoint(api_key=KEY, base_url="http://127.0.0.1:9"))
     with pytest.raises(ConnectionFailed):
         await events_of(provider, prompt())
     await provider.aclose()
@@ -478,7 +478,7 @@ async def test_a_refused_connection_is_a_failed_one() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_vendor_that_never_answers_times_out(vendor: Vendor, stream: bool) -> None:
-    provider = Gemini(vendor.endpoint(read_timeout_s=0.1))
+    provider = GeminiProvider(vendor.endpoint(read_timeout_s=0.1))
     vendor.play = silent
     with pytest.raises(TimedOut):
         await events_of(provider, prompt(stream=stream))
@@ -490,7 +490,7 @@ async def test_a_vendor_that_never_answers_times_out(vendor: Vendor, stream: boo
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_cancelling_closes_the_vendors_connection_within_a_second(
-    vendor: Vendor, either: Gemini, stream: bool
+    vendor: Vendor, either: GeminiProvider, stream: bool
 ) -> None:
     vendor.play = streamed(chunk({"text": "a"}), end="hang") if stream else silent
     for _ in range(6):
@@ -515,7 +515,7 @@ async def test_cancelling_closes_the_vendors_connection_within_a_second(
 
 
 async def test_closing_the_stream_between_two_deltas_closes_the_vendors_connection(
-    vendor: Vendor, gemini: Gemini
+    vendor: Vendor, gemini: GeminiProvider
 ) -> None:
     vendor.play = streamed(chunk({"text": "a"}), end="hang")
     for _ in range(6):
@@ -528,7 +528,7 @@ async def test_closing_the_stream_between_two_deltas_closes_the_vendors_connecti
             await vendor.gone.wait()
 
 
-async def test_answers_read_to_their_end_share_one_connection(vendor: Vendor, gemini: Gemini) -> None:
+async def test_answers_read_to_their_end_share_one_connection(vendor: Vendor, gemini: GeminiProvider) -> None:
     peers = set()
     play = streamed(chunk({"text": "a"}, finish="STOP", usage=USAGE))
 
@@ -543,7 +543,7 @@ async def test_answers_read_to_their_end_share_one_connection(vendor: Vendor, ge
 
 
 async def test_no_more_connections_are_open_than_the_endpoint_allows(vendor: Vendor) -> None:
-    provider = Gemini(vendor.endpoint(connections=2))
+    provider = GeminiProvider(vendor.endpoint(connections=2))
     peers = set()
     play = whole(chunk({"text": "a"}, finish="STOP"))
 
@@ -558,7 +558,7 @@ async def test_no_more_connections_are_open_than_the_endpoint_allows(vendor: Ven
     assert len(peers) <= 2
 
 
-async def test_a_closed_provider_opens_again_at_the_next_call(vendor: Vendor, gemini: Gemini) -> None:
+async def test_a_closed_provider_opens_again_at_the_next_call(vendor: Vendor, gemini: GeminiProvider) -> None:
     vendor.play = whole(chunk({"text": "a"}, finish="STOP"))
     await events_of(gemini, prompt())
     await gemini.aclose()

@@ -1,0 +1,93 @@
+"""Where SDKs and HTTP stacks end: their errors, headers and messages become ours."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from providers.errors import BadResponse, ConnectionFailed, ProviderError, StreamCut, TimedOut
+
+MAX_MESSAGE = 500
+_STACKS = ("aiohttp", "httpx", "httpx2", "httpcore", "httpcore2", "httpx_aiohttp")
+_KEPT = re.compile(r"retry-after(-ms)?\Z|(anthropic|x)-ratelimit-")
+
+
+@dataclass(slots=True)
+class Call:
+    """How far one call has come: `opened` once the vendor answered 200."""
+
+    opened: bool = False
+
+
+@contextmanager
+def vendor_boundary(call: Call) -> Iterator[None]:
+    """Let nothing out but `ProviderError` and cancellation, where the error is the transport's.
+
+    SDK exceptions are the adapter's to map; an error that is neither passes as it is: a bug of ours.
+    """
+    try:
+        yield
+    except (ProviderError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        mapped = transport_error(error, opened=call.opened)
+        if mapped is None:
+            raise
+        raise mapped from error
+
+
+def transport_error(error: BaseException, *, opened: bool) -> ProviderError | None:
+    """The transport's error as ours, or None if it is no transport error.
+
+    It is told by the module its class comes from, because the stacks are imported with the SDKs, late, and one SDK
+    may raise another stack's errors. With `opened`, the answer had begun: the stream was cut.
+    """
+    modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    name = type(error).__name__
+    if not isinstance(error, OSError | TimeoutError | EOFError) and not modules.intersection(_STACKS):
+        return None
+    if isinstance(error, TimeoutError) or "Timeout" in name:
+        where = "in the middle of its answer" if opened else "before its answer began"
+        return TimedOut(f"the vendor was silent for too long {where}")
+    if opened:
+        return StreamCut("the connection to the vendor broke in the middle of its answer")
+    if name in {"DecodingError", "ContentTypeError", "InvalidURL"}:
+        return BadResponse(f"the vendor's answer cannot be read ({name})")
+    return ConnectionFailed(f"the vendor cannot be reached ({name})")
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """`retry-after-ms` or `retry-after` (seconds or an HTTP date, RFC 9110 §10.2.3) as seconds from `now`."""
+    lower = {k.lower(): v for k, v in headers.items()}
+    try:
+        if "retry-after-ms" in lower:
+            return max(0.0, float(lower["retry-after-ms"]) / 1000)
+        if "retry-after" not in lower:
+            return None
+        return max(0.0, float(lower["retry-after"]))
+    except ValueError:
+        return _seconds_until(lower.get("retry-after", ""), now or datetime.now(UTC))
+
+
+def _seconds_until(date: str, now: datetime) -> float | None:
+    try:
+        then = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds())
+
+
+def rate_limit_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that tell of limits, names in lower case."""
+    return {k.lower(): v for k, v in headers.items() if _KEPT.match(k.lower())}
+
+
+def safe_message(text: str, api_key: str) -> str:
+    """A vendor's message as a client may read it: without our key, on one line, at most 500 characters."""
+    masked = text.replace(api_key, "[key]") if api_key else text
+    return " ".join(masked.split())[:MAX_MESSAGE]
