@@ -9,8 +9,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any, Final
 
-from providers.errors import BadResponse, ConnectionFailed, ProviderError, StreamCut, TimedOut
+import msgspec
+
+from providers.base import Json
+from providers.errors import (
+    BadCredentials,
+    BadResponse,
+    ConnectionFailed,
+    InvalidPrompt,
+    ModelGone,
+    OutOfCredit,
+    Overloaded,
+    PromptTooLarge,
+    ProviderError,
+    RateLimited,
+    StreamCut,
+    TimedOut,
+    VendorError,
+)
 
 MAX_MESSAGE = 500
 _STACKS = ("aiohttp", "httpx", "httpx2", "httpcore", "httpcore2", "httpx_aiohttp")
@@ -47,6 +65,9 @@ def transport_error(error: BaseException, *, opened: bool) -> ProviderError | No
     It is told by the module its class comes from, because the stacks are imported with the SDKs, late, and one SDK
     may raise another stack's errors. With `opened`, the answer had begun: the stream was cut.
     """
+    while error.__cause__ is not None:
+        # Each layer renames the one below it, and not always rightly: a dropped connection becomes a ConnectTimeout.
+        error = error.__cause__
     modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     name = type(error).__name__
     if not isinstance(error, OSError | TimeoutError | EOFError) and not modules.intersection(_STACKS):
@@ -91,3 +112,41 @@ def safe_message(text: str, api_key: str) -> str:
     """A vendor's message as a client may read it: without our key, on one line, at most 500 characters."""
     masked = text.replace(api_key, "[key]") if api_key else text
     return " ".join(masked.split())[:MAX_MESSAGE]
+
+
+def error_body(data: bytes) -> Mapping[str, Json]:
+    """The error object of an error answer, out of its envelope; what is not JSON becomes its message."""
+    try:
+        value: Any = msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        value = None
+    if isinstance(value, list) and value:
+        value = value[0]
+    inner = value.get("error") if isinstance(value, Mapping) else None
+    if isinstance(inner, Mapping):
+        return inner
+    return {"message": inner if isinstance(inner, str) else data.decode("utf-8", "replace").strip()}
+
+
+_BY_STATUS: Final[Mapping[int, type[ProviderError]]] = {
+    401: BadCredentials,
+    402: OutOfCredit,
+    403: BadCredentials,
+    404: ModelGone,
+    408: TimedOut,
+    409: VendorError,
+    413: PromptTooLarge,
+    424: VendorError,
+    429: RateLimited,
+    498: Overloaded,
+    499: VendorError,
+    503: Overloaded,
+    504: TimedOut,
+    529: Overloaded,
+}
+"""498 is Groq's flex capacity, 529 Anthropic's overload; the others are HTTP's own."""
+
+
+def kind_by_status(status: int) -> type[ProviderError]:
+    """Which error of ours an HTTP error status is, where its body says no more."""
+    return _BY_STATUS.get(status) or (InvalidPrompt if 400 <= status < 500 else VendorError)

@@ -19,6 +19,7 @@ from providers.base import (
     UsageSeen,
 )
 from providers.errors import BadResponse, ModelNoise
+from providers.exchange import Refused
 
 _REASONS: Final[Mapping[str, FinishReason]] = {
     "STOP": FinishReason.STOP,
@@ -88,18 +89,10 @@ class _Chunk(msgspec.Struct, rename="camel"):
     error: dict[str, Any] | None = None
 
 
-class StreamError(Exception):
-    """An error body that came inside a 200: `body` is as `{code, message, status, details}`."""
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        super().__init__("an error inside a 200 answer")
-        self.body = body
-
-
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
 
 
-class Answer:
+class GeminiAnswer:
     """One answer as it comes in: `feed` takes each chunk, `finish` closes it.
 
     `calls_before` is the number of calls the conversation already holds; it keeps minted call ids unique in it.
@@ -124,14 +117,14 @@ class Answer:
 
         Raises:
             BadResponse: not JSON, or not of that shape.
-            StreamError: an error in place of a chunk.
+            Refused: an error in place of a chunk.
         """
         try:
             chunk = _decode(data)
         except msgspec.MsgspecError as error:
             raise BadResponse(f"Gemini sent a chunk that cannot be read: {error}") from error
         if chunk.error is not None:
-            raise StreamError(chunk.error)
+            raise Refused(None, chunk.error, {})
         if chunk.model_version:
             self._model = chunk.model_version
         events: list[Event] = []
@@ -219,20 +212,6 @@ def usage_of(raw: Mapping[str, Any]) -> Usage:
         output_thinking=thoughts,
         raw=raw,
     )
-
-
-def joined(events: list[Event]) -> list[Event]:
-    """A whole answer's events with its runs of text, and of thinking, in one delta each."""
-    out: list[Event] = []
-    for event in events:
-        last = out[-1] if out else None
-        if isinstance(event, TextDelta) and isinstance(last, TextDelta):
-            out[-1] = TextDelta(last.text + event.text)
-        elif isinstance(event, ThinkingDelta) and isinstance(last, ThinkingDelta) and last.signature is None:
-            out[-1] = ThinkingDelta(last.text + event.text, event.signature)
-        else:
-            out.append(event)
-    return out
 
 
 _TRAILING_ERROR = re.compile(rb'(?:\A|[\r\n])\s*\[?\s*(\{\s*"error"\s*:.*)', re.DOTALL)

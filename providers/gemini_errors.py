@@ -5,23 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, time, timedelta, timezone, tzinfo
-from typing import Any, Final
+from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import msgspec
 
 from providers.base import Json
+from providers.boundary import kind_by_status
 from providers.errors import (
     BadCredentials,
     InvalidPrompt,
-    ModelGone,
     OutOfCredit,
     Overloaded,
     PromptTooLarge,
     ProviderError,
-    RateLimited,
-    TimedOut,
-    VendorError,
 )
 
 _HTTP_STATUS: Final[Mapping[str, int]] = {
@@ -39,20 +35,6 @@ _HTTP_STATUS: Final[Mapping[str, int]] = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-_BY_STATUS: Final[Mapping[int, type[ProviderError]]] = {
-    401: BadCredentials,
-    402: OutOfCredit,
-    403: BadCredentials,
-    404: ModelGone,
-    408: TimedOut,
-    409: VendorError,
-    413: PromptTooLarge,
-    429: RateLimited,
-    499: VendorError,
-    503: Overloaded,
-    504: TimedOut,
-    529: Overloaded,
-}
 _TOO_LARGE: Final = re.compile(
     r"token count.*exceeds|maximum number of tokens allowed|maximum context length|payload size exceeds", re.I | re.S
 )
@@ -62,18 +44,6 @@ _NO_CREDIT: Final = re.compile(
     r"spend(ing)?[ -]?(cap|limit)|credits? (are|is|has been|have been) (depleted|exhausted)", re.I
 )
 _RETRY_IN: Final = re.compile(r"retry in ([\d.]+)s", re.I)
-
-
-def body_of(data: bytes) -> Mapping[str, Json]:
-    """The `{code, message, status, details}` of an error answer; what is not JSON becomes the message."""
-    try:
-        value: Any = msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        return {"message": data.decode("utf-8", "replace").strip()}
-    if isinstance(value, list) and value:
-        value = value[0]
-    inner = value.get("error") if isinstance(value, Mapping) else None
-    return inner if isinstance(inner, Mapping) else {"message": data.decode("utf-8", "replace").strip()}
 
 
 def status_of(body: Mapping[str, Json]) -> int:
@@ -96,7 +66,7 @@ def kind_of(status: int, body: Mapping[str, Json]) -> type[ProviderError]:
         return OutOfCredit
     if status == 429 and "MODEL_CAPACITY_EXHAUSTED" in _reasons(body):
         return Overloaded
-    return _BY_STATUS.get(status) or (InvalidPrompt if 400 <= status < 500 else VendorError)
+    return kind_by_status(status)
 
 
 def wait_of(body: Mapping[str, Json], now: datetime) -> float | None:

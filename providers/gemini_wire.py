@@ -14,10 +14,11 @@ from urllib.request import getproxies
 import orjson
 
 from providers.base import Endpoint, Json
+from providers.boundary import error_body
 from providers.errors import BadResponse
+from providers.exchange import Refused, Reply
 from providers.gemini_answer import error_in
 from providers.gemini_codec import method_path
-from providers.gemini_errors import body_of
 from providers.sse import data_of_events
 
 if TYPE_CHECKING:
@@ -30,24 +31,6 @@ READ_BUFFER: Final = 2**22
 TAIL: Final = 4096
 LARGE_BODY: Final = 2**20
 """aiohttp warns of a larger body given as bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A 200: its headers, and the JSON of each chunk (of the one answer, if it was asked for whole)."""
-
-    headers: Mapping[str, str]
-    data: AsyncGenerator[bytes]
-
-
-class Refused(Exception):
-    """An answer with an error status; `body` is as `{code, message, status, details}`."""
-
-    def __init__(self, status: int, body: Mapping[str, Json], headers: Mapping[str, str]) -> None:
-        super().__init__(f"Gemini answered {status}")
-        self.status = status
-        self.body = body
-        self.headers = headers
 
 
 class Wire(Protocol):
@@ -102,7 +85,7 @@ class RawWire:
         )
         try:
             if response.status != 200:
-                raise Refused(response.status, body_of(await response.read()), response.headers)
+                raise Refused(response.status, error_body(await response.read()), response.headers)
             yield Reply(response.headers, _events(response) if stream else _whole(response))
         finally:
             response.close()

@@ -34,9 +34,11 @@ from providers.errors import (
     RateLimited,
     Unsupported,
 )
-from providers.gemini_answer import Answer, StreamError, error_in, joined, usage_of
+from providers.gemini_answer import GeminiAnswer, error_in, usage_of
 from providers.gemini_codec import FOREIGN_SIGNATURE, calls_so_far, encode, method_path
-from providers.gemini_errors import body_of, kind_of, status_of, wait_of
+from providers.boundary import error_body
+from providers.exchange import Refused, joined
+from providers.gemini_errors import kind_of, status_of, wait_of
 from providers.gemini_schema import gemini_schema
 
 CALL = ToolCall("c1", "weather", '{"city": "Oslo"}', signature="c2ln")
@@ -323,7 +325,7 @@ def test_usage_is_taken_apart_into_what_is_billed(raw: dict[str, Any], usage: Us
 
 def test_minted_ids_count_on_from_the_calls_of_the_conversation() -> None:
     prompt = Prompt("gemini-2.5-flash", (turn("assistant", CALL), turn("tool", ToolResult("c1", "x"))), 100)
-    answer = Answer("gemini-2.5-flash", calls_so_far(prompt))
+    answer = GeminiAnswer("gemini-2.5-flash", calls_so_far(prompt))
     events = answer.feed(
         b'{"candidates":[{"content":{"parts":[{"functionCall":{"name":"a","args":{"x":1.0}}},'
         b'{"functionCall":{"name":"b","args":null}}]}}]}'
@@ -337,13 +339,13 @@ def test_minted_ids_count_on_from_the_calls_of_the_conversation() -> None:
 @pytest.mark.parametrize("args", [b"[1]", b'"x"', b"1"])
 def test_arguments_that_are_no_object_are_a_bad_response(args: bytes) -> None:
     with pytest.raises(BadResponse):
-        Answer("m").feed(b'{"candidates":[{"content":{"parts":[{"functionCall":{"name":"a","args":' + args + b"}}]}}]}")
+        GeminiAnswer("m").feed(b'{"candidates":[{"content":{"parts":[{"functionCall":{"name":"a","args":' + args + b"}}]}}]}")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"candidates":{}}', b'"x"'])
 def test_a_chunk_of_another_shape_is_a_bad_response(data: bytes) -> None:
     with pytest.raises(BadResponse):
-        Answer("m").feed(data)
+        GeminiAnswer("m").feed(data)
 
 
 @pytest.mark.parametrize(
@@ -357,8 +359,8 @@ def test_a_chunk_of_another_shape_is_a_bad_response(data: bytes) -> None:
 def test_an_error_in_plain_json_at_a_streams_end_is_found(tail: bytes) -> None:
     found = error_in(tail)
     assert found is not None
-    with pytest.raises(StreamError) as raised:
-        Answer("m").feed(found)
+    with pytest.raises(Refused) as raised:
+        GeminiAnswer("m").feed(found)
     assert raised.value.body == {"code": 503}
 
 
@@ -453,9 +455,9 @@ def test_an_error_inside_an_answer_has_a_status(body: dict[str, Any], status: in
         (b'{"error": {"code": 1}}', {"code": 1}),
         (b'[{"error": {"code": 1}}]', {"code": 1}),
         (b" <html> ", {"message": "<html>"}),
-        (b'{"error": "bare"}', {"message": '{"error": "bare"}'}),
+        (b'{"error": "bare"}', {"message": "bare"}),
         (b"", {"message": ""}),
     ],
 )
 def test_an_error_body_is_unwrapped(data: bytes, body: dict[str, Any]) -> None:
-    assert body_of(data) == body
+    assert error_body(data) == body

@@ -1,4 +1,4 @@
-"""A Gemini on loopback that plays answers written by hand, for what llmock cannot say."""
+"""A vendor on loopback that plays answers written by hand, for what llmock cannot say."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from providers.base import Endpoint, Event, Prompt
-from providers.gemini import GeminiProvider
+from providers.base import Endpoint, Event, Message, Prompt, Provider, Text
 
 Play = Callable[[web.Request], Awaitable[web.StreamResponse]]
-KEY = "AIzaSecretSecretSecret"
+KEY = "sk-secret-secret-secret"
 
 
 class Vendor:
@@ -28,11 +27,13 @@ class Vendor:
         self.url = ""
         self.asked = asyncio.Event()
         self.gone = asyncio.Event()
+        self.connections: set[object] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(orjson.loads(await request.read()))
         self.paths.append(request.path_qs)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        self.connections.add(request.transport)
         self.asked.set()
         try:
             return await self.play(request)
@@ -70,13 +71,13 @@ def whole(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
 
 
 def streamed(*chunks: Any, end: str = "eof") -> Play:
-    """Chunks as events (bytes as they are), then `end`: "eof", "cut" (the connection breaks), "hang" or "eof"."""
+    """Chunks as events (bytes as they are), then `end`: "eof", "cut" (the connection breaks) or "hang"."""
 
     async def play(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for chunk in chunks:
-            await response.write(chunk if isinstance(chunk, bytes) else b"data: " + orjson.dumps(chunk) + b"\r\n\r\n")
+            await response.write(chunk if isinstance(chunk, bytes) else _event(chunk))
         if end == "cut":
             assert request.transport is not None
             request.transport.abort()
@@ -85,6 +86,12 @@ def streamed(*chunks: Any, end: str = "eof") -> Play:
         return response
 
     return play
+
+
+def _event(chunk: Any) -> bytes:
+    """Anthropic names its events, and its own client needs the name."""
+    name = f"event: {chunk['type']}\r\n" if "type" in chunk else ""
+    return name.encode() + b"data: " + orjson.dumps(chunk) + b"\r\n\r\n"
 
 
 async def silent(request: web.Request) -> web.StreamResponse:
@@ -98,17 +105,10 @@ async def dropped(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-def chunk(*parts: dict[str, Any], finish: str | None = None, usage: dict[str, int] | None = None) -> dict[str, Any]:
-    candidate: dict[str, Any] = {"content": {"role": "model", "parts": list(parts)}, "index": 0}
-    if finish is not None:
-        candidate["finishReason"] = finish
-    body: dict[str, Any] = {"candidates": [candidate], "modelVersion": "gemini-served", "responseId": "r1"}
-    return body if usage is None else {**body, "usageMetadata": usage}
-
-
-def error(code: int, message: str, status: str, *details: dict[str, Any]) -> dict[str, Any]:
-    return {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
-
-
-async def events_of(provider: GeminiProvider, prompt: Prompt) -> list[Event]:
+async def events_of(provider: Provider, prompt: Prompt) -> list[Event]:
     return [event async for event in provider.stream(prompt)]
+
+
+def prompt(text: str = "hello", **settings: Any) -> Prompt:
+    messages = (Message("user", (Text(text),)),)
+    return Prompt(**{"model": "m", "messages": messages, "max_tokens": 4096, **settings})

@@ -1,0 +1,131 @@
+"""A prompt as the body of Anthropic's Messages API, decided without I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import orjson
+
+from providers.base import Image, Json, JsonFormat, Message, Part, Prompt, Text, ToolCall, ToolChoice, ToolResult
+from providers.errors import Unsupported
+
+MAX_TEMPERATURE: Final = 1.0
+_IMAGES: Final = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+_CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "none": "none", "required": "any", "named": "tool"}
+
+SchemaTransform = Callable[[dict[str, Any]], dict[str, Any]]
+"""The SDK's `transform_schema`: any JSON schema in the subset that structured outputs take."""
+
+
+def encode(prompt: Prompt, transform: SchemaTransform, *, stream: bool) -> dict[str, Json]:
+    """The request body.
+
+    Raises:
+        Unsupported: what Anthropic cannot do, by name.
+    """
+    if prompt.temperature is not None and prompt.temperature > MAX_TEMPERATURE:
+        raise Unsupported(f"Anthropic takes a temperature of 0 to 1, not {prompt.temperature:g}")
+    if any(not stop.strip() for stop in prompt.stop):
+        raise Unsupported("Anthropic takes no stop sequence of white space alone")
+    body: dict[str, Json] = {"model": prompt.model, "max_tokens": prompt.max_tokens, "messages": _turns(prompt)}
+    if stream:
+        body["stream"] = True
+    if system := _system(prompt.messages):
+        body["system"] = system
+    if prompt.temperature is not None:
+        body["temperature"] = prompt.temperature
+    if prompt.top_p is not None:
+        body["top_p"] = prompt.top_p
+    if prompt.stop:
+        body["stop_sequences"] = list(prompt.stop)
+    if prompt.tools:
+        body["tools"] = [
+            {"name": tool.name, "description": tool.description, "input_schema": {"type": "object", **tool.parameters}}
+            for tool in prompt.tools
+        ]
+        body["tool_choice"] = _choice(prompt.tool_choice)
+    if prompt.response_format is not None:
+        body["output_config"] = {"format": _json_format(prompt.response_format, transform)}
+    return body
+
+
+def _choice(choice: ToolChoice) -> dict[str, Json]:
+    chosen: dict[str, Json] = {"type": _CHOICES[choice.mode]}
+    return chosen | {"name": choice.name} if choice.mode == "named" else chosen
+
+
+def _json_format(wanted: JsonFormat, transform: SchemaTransform) -> dict[str, Json]:
+    if wanted.schema is None:
+        raise Unsupported("Anthropic answers in JSON only by a schema: give response_format one")
+    try:
+        return {"type": "json_schema", "schema": transform(dict(wanted.schema))}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Unsupported(f"Anthropic cannot express this JSON schema: {error}") from error
+
+
+def _system(messages: tuple[Message, ...]) -> str:
+    texts: list[str] = []
+    for part in (part for message in messages if message.role == "system" for part in message.parts):
+        if not isinstance(part, Text):
+            raise Unsupported("Anthropic's system prompt takes text only")
+        texts.append(part.text)
+    return "\n\n".join(filter(None, texts))
+
+
+def _turns(prompt: Prompt) -> list[dict[str, Json]]:
+    """The turns, consecutive ones of a role joined: all results of parallel calls have to stand in one turn."""
+    turns: list[dict[str, Json]] = []
+    for message in prompt.messages:
+        role = "assistant" if message.role == "assistant" else "user"
+        blocks = [block for block in map(_block, message.parts) if block is not None]
+        if message.role == "system" or not blocks:
+            continue
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        else:
+            turns.append({"role": role, "content": blocks})
+    if not turns:
+        raise Unsupported("Anthropic needs a message other than the system's")
+    return turns
+
+
+def _block(part: Part) -> dict[str, Json] | None:
+    match part:
+        case Text(text):
+            # Anthropic answers 400 to a text block without text.
+            return {"type": "text", "text": text} if text else None
+        case Image():
+            return {"type": "image", "source": _source(part)}
+        case ToolCall(call_id, name, arguments):
+            return {"type": "tool_use", "id": _call_id(call_id), "name": name, "input": _input(name, arguments)}
+        case ToolResult(call_id, content, is_error):
+            block = {"type": "tool_result", "tool_use_id": _call_id(call_id), "content": content}
+            return block | {"is_error": True} if is_error else block
+
+
+def _source(image: Image) -> dict[str, Json]:
+    if image.data is not None:
+        if image.media_type not in _IMAGES:
+            raise Unsupported(f"Anthropic takes JPEG, PNG, GIF and WebP images, not {image.media_type}")
+        return {"type": "base64", "media_type": image.media_type, "data": image.data}
+    if urlsplit(image.url or "").scheme != "https":
+        raise Unsupported("Anthropic fetches images from https addresses only")
+    return {"type": "url", "url": image.url}
+
+
+def _call_id(call_id: str) -> str:
+    """Another vendor's id in the letters that Anthropic allows."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", call_id)
+
+
+def _input(name: str, arguments: str) -> dict[str, Json]:
+    try:
+        value = orjson.loads(arguments or "{}")
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise Unsupported(f"Anthropic takes a JSON object as arguments of a call, and {name!r} has none")
+    return value

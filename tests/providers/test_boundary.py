@@ -1,0 +1,81 @@
+"""Where SDKs and HTTP stacks end: what comes out is ours."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import aiohttp
+import httpx
+import pytest
+
+from providers.boundary import (
+    Call,
+    rate_limit_headers,
+    retry_after_seconds,
+    safe_message,
+    transport_error,
+    vendor_boundary,
+)
+from providers.errors import BadResponse, ConnectionFailed, ProviderError, StreamCut, TimedOut
+
+
+@pytest.mark.parametrize(
+    ("error", "opened", "expected"),
+    [
+        (ConnectionRefusedError(), False, ConnectionFailed),
+        (httpx.ConnectError("x"), False, ConnectionFailed),
+        (aiohttp.ServerDisconnectedError(), False, ConnectionFailed),
+        (aiohttp.ClientPayloadError(), True, StreamCut),
+        (httpx.RemoteProtocolError("x"), True, StreamCut),
+        (ConnectionResetError(), True, StreamCut),
+        (aiohttp.SocketTimeoutError(), True, TimedOut),
+        (httpx.ReadTimeout("x"), False, TimedOut),
+        (TimeoutError(), False, TimedOut),
+        (httpx.DecodingError("x"), False, BadResponse),
+    ],
+)
+def test_transport_errors_of_every_stack(error: Exception, opened: bool, expected: type[ProviderError]) -> None:
+    assert type(transport_error(error, opened=opened)) is expected
+
+
+def test_the_innermost_cause_counts_because_layers_rename_it() -> None:
+    renamed = httpx.ConnectTimeout("renamed")
+    renamed.__cause__ = aiohttp.ServerDisconnectedError()
+    assert type(transport_error(renamed, opened=False)) is ConnectionFailed
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), asyncio.CancelledError()])
+def test_a_bug_and_a_cancellation_pass_as_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)), vendor_boundary(Call()):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "Mon, 23 Nov 2026 12:00:30 GMT"}, 30.0),
+        ({"retry-after": "Mon, 23 Nov 2026 11:00:00 GMT"}, 0.0),
+        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_seconds(headers, datetime(2026, 11, 23, 12, tzinfo=UTC)) == seconds
+
+
+def test_only_the_headers_of_limits_are_kept() -> None:
+    headers = {"X-RateLimit-Remaining": "1", "anthropic-ratelimit-x": "2", "Retry-After": "3", "Set-Cookie": "s"}
+    assert rate_limit_headers(headers) == {
+        "x-ratelimit-remaining": "1",
+        "anthropic-ratelimit-x": "2",
+        "retry-after": "3",
+    }
+
+
+def test_a_message_for_clients_is_short_on_one_line_and_without_the_key() -> None:
+    assert safe_message("bad\nkey  sk-1", "sk-1") == "bad key [key]"
+    assert len(safe_message("x" * 1000, "")) == 500

@@ -1,0 +1,123 @@
+"""What all five providers have in common, told once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import orjson
+import pytest
+from llmock.pytest_plugin import LLMock
+
+from providers.base import Finished, FinishReason, Opened, TextDelta, Tool, ToolCallDelta, UsageSeen
+from providers.errors import (
+    BadCredentials,
+    BadResponse,
+    InvalidPrompt,
+    ModelGone,
+    Overloaded,
+    PromptTooLarge,
+    ProviderError,
+    RateLimited,
+    StreamCut,
+    TimedOut,
+    VendorError,
+)
+from tests.providers.stages import PROVIDERS, Stage, stage
+from tests.providers.vendor import KEY, events_of, prompt
+
+RAIN = Tool("rain", "Rain of the last days", {"type": "object", "properties": {"place": {"type": "string"}}})
+SENTENCE = "one two three four five six"
+
+
+@pytest.fixture(params=PROVIDERS)
+async def on_stage(request: pytest.FixtureRequest, llmock: LLMock) -> AsyncIterator[Stage]:
+    async with stage(request.param, llmock) as made:
+        yield made
+
+
+async def test_a_streamed_answer_comes_in_pieces_between_opened_and_finished(on_stage: Stage) -> None:
+    on_stage.reply(SENTENCE)
+    events = await events_of(on_stage.provider, prompt(model=on_stage.model, stream=True))
+    pieces = [event.text for event in events if isinstance(event, TextDelta)]
+    assert len(pieces) == 6
+    assert "".join(pieces) == SENTENCE
+    assert isinstance(events[0], Opened)
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.reason, finished.model) == (FinishReason.STOP, on_stage.model)
+    assert finished.usage.input_tokens > 0
+    assert finished.usage.output_tokens > 0
+
+
+async def test_an_answer_that_nobody_watches_comes_as_one_delta(on_stage: Stage) -> None:
+    on_stage.reply(SENTENCE)
+    events = await events_of(on_stage.provider, prompt(model=on_stage.model))
+    told = [event for event in events if not isinstance(event, UsageSeen)]
+    assert [type(event) for event in told] == [Opened, TextDelta, Finished]
+    assert told[1] == TextDelta(SENTENCE)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_tool_call_is_joined_from_its_pieces_and_ends_the_turn(on_stage: Stage, stream: bool) -> None:
+    on_stage.call_tool("rain", {"place": "Kitui County", "days": 30})
+    asked = prompt("How much rain?", model=on_stage.model, stream=stream, tools=(RAIN,))
+    events = await events_of(on_stage.provider, asked)
+    pieces = [event for event in events if isinstance(event, ToolCallDelta)]
+    assert {piece.index for piece in pieces} == {0}
+    assert (pieces[0].name, bool(pieces[0].id)) == ("rain", True)
+    assert orjson.loads("".join(piece.arguments for piece in pieces)) == {"place": "Kitui County", "days": 30}
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason is FinishReason.TOOL_CALLS
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidPrompt),
+        (401, BadCredentials),
+        (404, ModelGone),
+        (413, PromptTooLarge),
+        (429, RateLimited),
+        (500, VendorError),
+        (503, Overloaded),
+        (529, Overloaded),
+    ],
+)
+async def test_an_error_status_is_raised_as_its_kind_after_one_call(
+    on_stage: Stage, status: int, kind: type[ProviderError], stream: bool
+) -> None:
+    on_stage.fail(status, retry_after_s=7)
+    with pytest.raises(ProviderError) as raised:
+        await events_of(on_stage.provider, prompt(model=on_stage.model, stream=stream))
+    assert type(raised.value) is kind
+    assert (raised.value.status, raised.value.retry_after_s) == (status, 7)
+    assert on_stage.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"), [("cut", StreamCut), ("ended", StreamCut), ("corrupt", BadResponse), ("silent", TimedOut)]
+)
+async def test_a_broken_stream_never_passes_for_an_answer(
+    on_stage: Stage, how: str, kind: type[ProviderError]
+) -> None:
+    on_stage.break_stream(how)
+    with pytest.raises(ProviderError) as raised:
+        await events_of(on_stage.provider, prompt(model=on_stage.model, stream=True))
+    assert type(raised.value) is kind
+    assert on_stage.calls == 1
+
+
+async def test_a_key_shows_in_no_error_and_no_repr(on_stage: Stage) -> None:
+    on_stage.fail(401)
+    with pytest.raises(ProviderError) as raised:
+        await events_of(on_stage.provider, prompt(model=on_stage.model))
+    assert KEY not in f"{raised.value!r} {raised.value.message} {raised.value.headers} {on_stage.provider!r}"
+
+
+async def test_a_closed_provider_opens_again(on_stage: Stage) -> None:
+    await on_stage.provider.open()
+    await on_stage.provider.aclose()
+    await on_stage.provider.aclose()
+    on_stage.reply(SENTENCE)
+    assert isinstance((await events_of(on_stage.provider, prompt(model=on_stage.model)))[-1], Finished)
