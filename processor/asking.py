@@ -43,9 +43,7 @@ async def ask(
     sub = await nc.subscribe(inbox)
     ended = False
     try:
-        await nc.publish(
-            subjects.ask(priority), orjson.dumps(body), reply=inbox, headers={"Nats-Msg-Id": request_id}
-        )
+        await nc.publish(subjects.ask(priority), orjson.dumps(body), reply=inbox, headers={"Nats-Msg-Id": request_id})
         async with asyncio.timeout(timeout_s):
             while not ended:
                 update = _read(await _next(sub))

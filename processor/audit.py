@@ -109,9 +109,7 @@ class Attempt(AuditRecord):
 class Ended(AuditRecord):
     """The one terminal event: completed, failed, cancelled, expired or dead."""
 
-    event: Literal[
-        AuditEvent.COMPLETED, AuditEvent.FAILED, AuditEvent.CANCELLED, AuditEvent.EXPIRED, AuditEvent.DEAD
-    ]
+    event: Literal[AuditEvent.COMPLETED, AuditEvent.FAILED, AuditEvent.CANCELLED, AuditEvent.EXPIRED, AuditEvent.DEAD]
     attempts: int
     model: str | None = None
     provider: str | None = None

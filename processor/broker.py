@@ -13,7 +13,6 @@ import sys
 import sysconfig
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 import psutil
@@ -65,7 +64,7 @@ async def embedded_broker(data_dir: Path, port: int) -> AsyncIterator[str]:
     except OSError as error:
         raise BrokerError(f"cannot write to {data_dir}: {error.strerror}; set SIDECAR_DATA_DIR") from error
     with _exclusive(home / "lock"):
-        await _stop_orphan(home / "nats-server.pid")
+        await asyncio.to_thread(_stop_orphan, home / "nats-server.pid")
         _check_port(port)
         process = await _spawn(home, port)
         try:
@@ -88,7 +87,7 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-async def _stop_orphan(pid_file: Path) -> None:
+def _stop_orphan(pid_file: Path) -> None:
     """A broker whose sidecar was killed may outlive it where the system has no parent-death signal."""
     try:
         process = psutil.Process(int(pid_file.read_text()))
@@ -96,7 +95,7 @@ async def _stop_orphan(pid_file: Path) -> None:
             return
         log.warning("stopping the broker that a killed sidecar left", pid=process.pid)
         process.terminate()
-        await asyncio.to_thread(process.wait, STOP_S)
+        process.wait(STOP_S)
     except (OSError, ValueError, psutil.Error):
         return
 
@@ -114,7 +113,7 @@ def _check_port(port: int) -> None:
 
 
 async def _spawn(home: Path, port: int) -> asyncio.subprocess.Process:
-    for stale in home.glob("nats-server_*.ports"):
+    for stale in home.glob("nats-server_*.ports"):  # noqa: ASYNC240  nothing else runs yet
         stale.unlink()
     return await asyncio.create_subprocess_exec(
         str(binary()),
@@ -165,5 +164,3 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
-
-

@@ -37,7 +37,7 @@ class _Table(BaseModel):
 
 
 class Limits(_Table):
-    """What a vendor allows: requests and tokens a minute and a day; input and output tokens apart where it counts so."""
+    """What a vendor allows: requests and tokens a minute and a day, input and output apart where it counts so."""
 
     rpm: Count | None = None
     rpd: Count | None = None

@@ -66,7 +66,9 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     providers = configured_providers(settings)
     for name, variable in _KEYS.items():
         found = name in providers
-        yield Finding(name, "ok" if found else "off", "key set" if found else f"{variable} is not set: left out of routing")
+        yield Finding(
+            name, "ok" if found else "off", "key set" if found else f"{variable} is not set: left out of routing"
+        )
     yield _local(settings)
     if not providers:
         yield Finding("providers", "bad", "none: set a vendor's key, LOCAL_BASE_URL, or install the extra `local`")

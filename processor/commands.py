@@ -49,7 +49,9 @@ async def connection(settings: Settings) -> AsyncIterator[Client]:
             user_credentials=str(settings.nats_creds) if settings.nats_creds else None,
         )
     except (OSError, nats.errors.Error) as error:
-        raise Fatal(f"no NATS server at {url}: start one with `sidecar up`, or set NATS_URL", Exit.UNREACHABLE) from error
+        raise Fatal(
+            f"no NATS server at {url}: start one with `sidecar up`, or set NATS_URL", Exit.UNREACHABLE
+        ) from error
     try:
         yield nc
     finally:
@@ -112,7 +114,7 @@ class _Terminal:
             f"${reply['cost_usd']:.6f} · first token {timing['first_token_ms'] or 0:.0f} ms, "
             f"total {timing['total_ms']:.0f} ms · {reply['id']}"
         )
-        Console(stderr=True, highlight=False).print(about, style="dim")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(about, style="dim")
         for warning in reply.get("warnings", ()):
             Console(stderr=True, highlight=False).print(warning, style="yellow")
 

@@ -8,9 +8,8 @@ from importlib.metadata import version
 
 import nats.micro
 import orjson
-from nats.micro import Service
 from nats.micro.request import Request as ServiceRequest
-from nats.micro.service import EndpointConfig
+from nats.micro.service import EndpointConfig, Service
 
 from processor.bus import Bus
 from processor.catalog import Catalog

@@ -73,7 +73,9 @@ def read_ask(msg: Msg, headers: Mapping[str, str], request_id: str, prefixes: tu
 class Ingress:
     """Serves `llm.request.<priority>` in the queue group that all replicas share."""
 
-    def __init__(self, bus: Bus, replies: Replies, probes: Probes, *, timeout_s: float, prefixes: tuple[str, ...]) -> None:
+    def __init__(
+        self, bus: Bus, replies: Replies, probes: Probes, *, timeout_s: float, prefixes: tuple[str, ...]
+    ) -> None:
         self._bus = bus
         self._replies = replies
         self._probes = probes
@@ -179,5 +181,10 @@ class Ingress:
         if not msg.reply:
             log.warning("ask refused, and nobody to tell", error=error.message)
             return
-        sidecar = {"Sidecar-Request-Id": request_id, "Sidecar-Event": "error", "Sidecar-Attempt": "1", "Sidecar-Seq": "0"}
+        sidecar = {
+            "Sidecar-Request-Id": request_id,
+            "Sidecar-Event": "error",
+            "Sidecar-Attempt": "1",
+            "Sidecar-Seq": "0",
+        }
         await self._bus.publish(msg.reply, error_body(request_id, error), sidecar | error_headers(error))

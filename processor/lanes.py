@@ -223,5 +223,3 @@ class Lanes:
     async def _pull_anew(self) -> None:
         for lane in self._lanes:
             await lane.pull_anew()
-
-

@@ -6,7 +6,16 @@ import math
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from processor.errors import ErrorType, RequestError
@@ -148,17 +157,17 @@ class Request(Model):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop: Annotated[tuple[Stop, ...], BeforeValidator(_listed), Field(max_length=8)] = ()
     tools: Annotated[tuple[Annotated[ToolSpec, BeforeValidator(_flat_function)], ...], Field(max_length=MAX_TOOLS)] = ()
-    tool_choice: (
-        Literal["auto", "none", "required"] | Annotated[NamedTool, BeforeValidator(_flat_function)] | None
-    ) = None
+    tool_choice: Literal["auto", "none", "required"] | Annotated[NamedTool, BeforeValidator(_flat_function)] | None = (
+        None
+    )
     response_format: Annotated[ResponseFormat, BeforeValidator(_flat_schema)] | None = None
     cache: Literal["use", "skip", "refresh"] | None = None
     fallback: bool = True
     deadline_ms: Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None = None
     tenant: Token = "default"
-    metadata: Annotated[
-        dict[Token, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=32)
-    ] = Field(default_factory=dict)
+    metadata: Annotated[dict[Token, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=32)] = Field(
+        default_factory=dict
+    )
 
     @property
     def text_chars(self) -> int:
@@ -171,7 +180,8 @@ class Request(Model):
         text = self.text_chars
         if text > MAX_TEXT_CHARS:
             raise PydanticCustomError(
-                TOO_LARGE, "messages hold {text} characters of text; the limit is {limit}",
+                TOO_LARGE,
+                "messages hold {text} characters of text; the limit is {limit}",
                 {"text": text, "limit": MAX_TEXT_CHARS},
             )
         names = [tool.name for tool in self.tools]

@@ -33,8 +33,6 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-
-
 class TextPart(Model):
     type: Literal["text"]
     text: LongText

@@ -1,4 +1,4 @@
-"""Streams and consumers as the JSON files of `nats/` say: creates what is missing, names what drifted, never deletes."""
+"""Streams and consumers as the files of `nats/` say: creates what is missing, names what drifted, never deletes."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def differences(wanted: Mapping[str, Json], found: Mapping[str, Json], at: str =
             yield Drift(at + key, value, other)
 
 
-async def provision(
-    nc: Client, contract: Path, *, update: bool = False, replicas: int | None = None
-) -> list[Outcome]:
+async def provision(nc: Client, contract: Path, *, update: bool = False, replicas: int | None = None) -> list[Outcome]:
     """Bring the server to what the files under `contract` say, streams first. Running it again changes nothing.
 
     With `update`, drifted fields are set to the files' values where the server allows it; otherwise they are only

@@ -37,9 +37,7 @@ class ReplyEvent(StrEnum):
 
 
 def error_body(request_id: str, error: RequestError) -> bytes:
-    body = ErrorBody(
-        type=error.type, message=error.message, request_id=request_id, retry_after_s=error.retry_after_s
-    )
+    body = ErrorBody(type=error.type, message=error.message, request_id=request_id, retry_after_s=error.retry_after_s)
     return ErrorReply(error=body).model_dump_json(exclude_none=True).encode()
 
 

@@ -50,9 +50,7 @@ class Route:
         return (*tried, *refused)
 
 
-def route(
-    request: Request, catalog: Catalog, *, available: Collection[str], default: str, on: datetime
-) -> Route:
+def route(request: Request, catalog: Catalog, *, available: Collection[str], default: str, on: datetime) -> Route:
     """The model that was asked for, then (unless `fallback` is false) the others that can do it, cheapest first.
 
     A demo model answers only when it is asked for by name or when nothing else is there.
@@ -103,9 +101,7 @@ def _needs(request: Request) -> frozenset[str]:
     return frozenset(needs)
 
 
-def _refusal(
-    model: CatalogModel, needs: frozenset[str], request: Request, available: Collection[str]
-) -> str | None:
+def _refusal(model: CatalogModel, needs: frozenset[str], request: Request, available: Collection[str]) -> str | None:
     if model.provider not in available:
         return f"provider {model.provider} is not configured"
     if missing := sorted(needs - model.abilities):

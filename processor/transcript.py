@@ -33,7 +33,7 @@ class Transcript:
     """`finished` is None until the terminal event came; `usage` is the last that the vendor told."""
 
     opened: Opened | None = None
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     finished: Finished | None = None
     first_token_at: float | None = None
     _text: list[str] = field(default_factory=list)

@@ -36,7 +36,9 @@ _BY_TYPE: Final[Mapping[str, type[ProviderError]]] = {
     "api_error": VendorError,
     "overloaded_error": Overloaded,
 }
-_TOO_LARGE: Final = re.compile(r"prompt is too long|exceeds? (the )?(context|maximum context)|maximum context length", re.I)
+_TOO_LARGE: Final = re.compile(
+    r"prompt is too long|exceeds? (the )?(context|maximum context)|maximum context length", re.I
+)
 _NO_CREDIT: Final = re.compile(r"credit balance is too low|spend(ing)?[ _-]?(limit|cap)|api usage limits", re.I)
 
 

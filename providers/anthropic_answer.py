@@ -144,7 +144,7 @@ class AnthropicAnswer:
 
 
 def usage_of(raw: Mapping[str, Any]) -> Usage:
-    """Anthropic's figures add up: input is fresh, and cache reads and writes stand beside it. Output has the thinking."""
+    """Anthropic's figures add up: `input_tokens` are fresh, cache reads and writes stand beside them."""
 
     def count(figures: Any, name: str) -> int:
         value = figures.get(name) if isinstance(figures, Mapping) else None

@@ -1,24 +1,24 @@
 """The one family of errors a provider raises, split by whose fault it is and by what can help.
 
-    ProviderError
-    ├── CallerFault            the request is wrong; the same request fails everywhere
-    │   ├── InvalidPrompt      400, 422: the vendor refused the request's shape
-    │   ├── PromptTooLarge     413 or a context overflow: a model with a larger window may take it
-    │   └── Unsupported        this vendor cannot do it; refused by name before any call
-    ├── AccountFault           our key, credit or model; another provider may answer
-    │   ├── BadCredentials     401, 403
-    │   ├── OutOfCredit        402, spend caps: waiting does not help
-    │   └── ModelGone          404
-    ├── Throttled              come back later, or go elsewhere now
-    │   ├── RateLimited        429
-    │   └── Overloaded         529, 503, Groq's 498: the vendor's trouble, not our quota
-    └── VendorFault            the vendor or the way to it broke
-        ├── VendorError        5xx, an error event inside a 200 stream
-        ├── ConnectionFailed   refused, reset, TLS, DNS: before any answer
-        ├── TimedOut           no byte within the time allowed
-        ├── StreamCut          the stream ended without its terminal event
-        ├── BadResponse        what came is not the vendor's format
-        └── ModelNoise         the model produced an unusable call (Groq's tool_use_failed)
+ProviderError
+├── CallerFault            the request is wrong; the same request fails everywhere
+│   ├── InvalidPrompt      400, 422: the vendor refused the request's shape
+│   ├── PromptTooLarge     413 or a context overflow: a model with a larger window may take it
+│   └── Unsupported        this vendor cannot do it; refused by name before any call
+├── AccountFault           our key, credit or model; another provider may answer
+│   ├── BadCredentials     401, 403
+│   ├── OutOfCredit        402, spend caps: waiting does not help
+│   └── ModelGone          404
+├── Throttled              come back later, or go elsewhere now
+│   ├── RateLimited        429
+│   └── Overloaded         529, 503, Groq's 498: the vendor's trouble, not our quota
+└── VendorFault            the vendor or the way to it broke
+    ├── VendorError        5xx, an error event inside a 200 stream
+    ├── ConnectionFailed   refused, reset, TLS, DNS: before any answer
+    ├── TimedOut           no byte within the time allowed
+    ├── StreamCut          the stream ended without its terminal event
+    ├── BadResponse        what came is not the vendor's format
+    └── ModelNoise         the model produced an unusable call (Groq's tool_use_failed)
 """
 
 from __future__ import annotations

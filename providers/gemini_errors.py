@@ -8,7 +8,6 @@ from datetime import datetime, time, timedelta, timezone, tzinfo
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-
 from providers.base import Json
 from providers.boundary import kind_by_status
 from providers.errors import (

@@ -42,6 +42,8 @@ async def data_of_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
                 size += len(value)
         if size + len(buffer) > MAX_EVENT_BYTES:
             raise BadResponse(f"the vendor sent an event of over {MAX_EVENT_BYTES} bytes")
+    if data and buffer == b"\r":
+        yield b"\n".join(data)
 
 
 def _complete_lines(buffer: bytearray) -> list[bytes]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from processor.jetstream import STREAM_NOT_FOUND, JetStreamError
 from processor.provision import provision
 from processor.service import Processor
 from providers.base import Provider
+from tests.wait import wait_until, wait_until_blocking
 
 StartProcessor = Callable[..., Awaitable[Processor]]
 
@@ -54,13 +53,12 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if url := os.environ.get("TEST_NATS_URL"):
         yield url
         return
-    home = tmp_path_factory.mktemp("nats")
     try:
-        binary = broker.binary()
+        broker.binary()
     except broker.BrokerError:
         yield from _container()
         return
-    with server(binary, home) as url:
+    with nats_server(tmp_path_factory.mktemp("nats")) as url:
         yield url
 
 
@@ -73,32 +71,24 @@ def _container() -> Iterator[str]:
         yield container.nats_uri()
 
 
-class server:
-    """A nats-server with the shipped configuration on a free port of loopback."""
-
-    def __init__(self, binary: Path, home: Path, port: int = -1) -> None:
-        self._binary, self._home, self._port = binary, home, port
-
-    def __enter__(self) -> str:
-        self.process = subprocess.Popen(
-            [
-                str(self._binary),
-                *("-c", str(broker.contract_dir() / "nats-server.conf")),
-                *("-a", "127.0.0.1", "-p", str(self._port), "-sd", str(self._home)),
-                *("--ports_file_dir", str(self._home), "-l", str(self._home / "log")),
-            ]
-        )
-        ports = self._home / f"nats-server_{self.process.pid}.ports"
-        deadline = time.monotonic() + 10
-        while not (ports.exists() and ports.read_bytes().endswith(b"}")):
-            assert self.process.poll() is None and time.monotonic() < deadline, (self._home / "log").read_text()
-            time.sleep(0.01)
-        url: str = orjson.loads(ports.read_bytes())["nats"][0]
-        return url
-
-    def __exit__(self, *_: object) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(10)
+@contextmanager
+def nats_server(home: Path, port: int = -1) -> Iterator[str]:
+    """A nats-server with the shipped configuration on loopback, on a free port unless one is named."""
+    process = subprocess.Popen(
+        [
+            str(broker.binary()),
+            *("-c", str(broker.contract_dir() / "nats-server.conf")),
+            *("-a", "127.0.0.1", "-p", str(port), "-sd", str(home)),
+            *("--ports_file_dir", str(home), "-l", str(home / "log")),
+        ]
+    )
+    ports = home / f"nats-server_{process.pid}.ports"
+    try:
+        wait_until_blocking(lambda: ports.exists() and ports.read_bytes().endswith(b"}"))
+        yield orjson.loads(ports.read_bytes())["nats"][0]
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 @pytest.fixture
@@ -122,16 +112,17 @@ async def _delete_stream(client: Client, name: str) -> None:
 
 async def _provision(client: Client) -> None:
     """The server removes a deleted stream's folder later, and refuses its name until then (10049)."""
-    for _ in range(50):
+
+    async def done() -> bool:
         try:
             await provision(client, broker.contract_dir())
         except JetStreamError as error:
             if error.err_code != 10049:
                 raise
-            await asyncio.sleep(0.05)
-        else:
-            return
-    raise AssertionError("the server does not let the streams be created again")
+            return False
+        return True
+
+    await wait_until(done)
 
 
 def make_settings(**changes: Any) -> Settings:

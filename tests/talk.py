@@ -47,7 +47,9 @@ class Streamed:
         return read(next(m for m in self.messages if m.headers and m.headers["Sidecar-Event"] in {"final", "error"}))
 
 
-async def ask(nc: Client, request: bytes, priority: str = "high", timeout: float = 10, **headers: str) -> dict[str, Any]:
+async def ask(
+    nc: Client, request: bytes, priority: str = "high", timeout: float = 10, **headers: str
+) -> dict[str, Any]:
     """Plain request/reply."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return read(await nc.request(f"llm.request.{priority}", request, timeout=timeout, headers=named or None))
@@ -77,7 +79,7 @@ async def audit_events(nc: Client, request_id: str) -> list[dict[str, Any]]:
     """All audit events of a request, in order."""
     js = nc.jetstream()
     sub = await js.subscribe(f"llm.audit.*.{request_id}", ordered_consumer=True)
-    found = []
+    found: list[dict[str, Any]] = []
     info = await js.stream_info(subjects.AUDIT, subjects_filter=f"llm.audit.*.{request_id}")
     expected = sum((info.state.subjects or {}).values())
     while len(found) < expected:

@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client
 
 from processor import jetstream, subjects
-from providers.base import FinishReason, Finished, Opened, Prompt, TextDelta, ToolCallDelta, Usage, UsageSeen
+from providers.base import Finished, FinishReason, Opened, Prompt, TextDelta, ToolCallDelta, Usage, UsageSeen
 from providers.errors import InvalidPrompt, Overloaded, StreamCut, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor
@@ -20,7 +20,11 @@ from tests.wait import wait_until
 
 
 def answer(text: str = "Hello.", model: str = "claude-haiku-4-5-20251001") -> list[Step]:
-    return [Opened("req_1"), TextDelta(text), Finished(FinishReason.STOP, Usage(input_fresh=10, output_visible=5), model)]
+    return [
+        Opened("req_1"),
+        TextDelta(text),
+        Finished(FinishReason.STOP, Usage(input_fresh=10, output_visible=5), model),
+    ]
 
 
 def slow(seconds: float) -> ScriptedProvider:
@@ -69,7 +73,9 @@ async def test_with_reply_to_the_inbox_gets_the_puback_and_the_subject_the_resul
     assert read(await sub.next_msg(timeout=5))["response"] == "Hello."
 
 
-@pytest.mark.parametrize("place", ["$JS.API.STREAM.DELETE.LLM_AUDIT", "llm.request.critical", "llm.audit.x.y", "_INBOX.>"])
+@pytest.mark.parametrize(
+    "place", ["$JS.API.STREAM.DELETE.LLM_AUDIT", "llm.request.critical", "llm.audit.x.y", "_INBOX.>"]
+)
 async def test_a_reply_to_outside_the_allowed_prefixes_is_refused(
     nc: Client, start: StartProcessor, place: str
 ) -> None:
@@ -198,7 +204,9 @@ async def test_tool_calls_are_streamed_and_stand_whole_in_the_final_reply(nc: Cl
     await start({"anthropic": ScriptedProvider(calls)})
     tools = [{"name": "rain", "parameters": {"type": "object"}}]
     streamed = await ask_stream(nc, body(stream=True, tools=tools))
-    assert streamed.final["tool_calls"] == [{"id": "call_1", "name": "rain", "arguments": '{"place":"Kitui"}', "signature": None}]
+    assert streamed.final["tool_calls"] == [
+        {"id": "call_1", "name": "rain", "arguments": '{"place":"Kitui"}', "signature": None}
+    ]
     pieces = [read(m)["tool_call"]["arguments"] for m in streamed.messages[:2]]
     assert pieces == ['{"place":', '"Kitui"}']
 
@@ -294,7 +302,9 @@ async def test_a_cancel_closes_the_vendors_stream_and_is_told(nc: Client, start:
     assert [e["event"] for e in await audit_events(nc, "stop-me")][-1] == "cancelled"
 
 
-async def test_a_client_that_has_gone_stops_the_vendors_stream(nc: Client, nats_url: str, start: StartProcessor) -> None:
+async def test_a_client_that_has_gone_stops_the_vendors_stream(
+    nc: Client, nats_url: str, start: StartProcessor
+) -> None:
     endless: list[Step] = [Opened(), *[step for _ in range(4000) for step in (TextDelta("x"), Pause(0.001))]]
     vendor = ScriptedProvider(endless)
     await start({"anthropic": vendor})

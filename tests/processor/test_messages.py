@@ -55,7 +55,10 @@ def image(**fields: str) -> dict[str, object]:
         (image(), "messages.0.content.0: an image has either data or url"),
         ({"messages": [USER], "tools": [{"name": "a"}, {"name": "a"}]}, "tools: two tools have one name"),
         ({"messages": [USER], "tool_choice": "auto"}, "tool_choice: there are no tools"),
-        ({"messages": [USER], "tools": [{"name": "a"}], "tool_choice": {"name": "b"}}, "tool_choice: there is no tool b"),
+        (
+            {"messages": [USER], "tools": [{"name": "a"}], "tool_choice": {"name": "b"}},
+            "tool_choice: there is no tool b",
+        ),
         ({"messages": [USER], "response_format": {"type": "json_schema"}}, "response_format: a schema goes with"),
     ],
 )
@@ -102,7 +105,10 @@ def test_openais_nesting_of_tools_and_schemas_is_understood() -> None:
                 "messages": [USER],
                 "tools": [{"type": "function", "function": {"name": "rain", "parameters": schema}}],
                 "tool_choice": {"type": "function", "function": {"name": "rain"}},
-                "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}},
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": schema, "strict": True},
+                },
                 "stop": "END",
             }
         )
@@ -114,7 +120,10 @@ def test_openais_nesting_of_tools_and_schemas_is_understood() -> None:
 
 
 def test_a_whole_conversation_with_image_and_tools_is_accepted() -> None:
-    look = {"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "image", "media_type": "image/png", "data": PNG}]}
+    look = {
+        "role": "user",
+        "content": [{"type": "text", "text": "?"}, {"type": "image", "media_type": "image/png", "data": PNG}],
+    }
     request = decode_request(orjson.dumps({"messages": [{"role": "system", "content": "s"}, look, CALL, RESULT]}))
     assert [m.role for m in request.messages] == ["system", "user", "assistant", "tool"]
 
@@ -148,7 +157,7 @@ options = st.fixed_dictionaries(
         "tools": st.lists(
             st.fixed_dictionaries({"name": token, "parameters": st.dictionaries(text, json_value, max_size=3)}),
             max_size=3,
-            unique_by=lambda tool: tool["name"],
+            unique_by=lambda tool: str(tool["name"]),
         ),
         "response_format": st.sampled_from(
             [{"type": "text"}, {"type": "json_object"}, {"type": "json_schema", "schema": {"type": "object"}}]
@@ -179,14 +188,20 @@ def test_any_bytes_at_all_raise_nothing_but_the_one_error(body: bytes) -> None:
     _decode_or_refuse(body)
 
 
-@given(st.recursive(json_value, lambda inner: st.dictionaries(st.sampled_from(["messages", "role", "content", "tools", "type"]), inner)))
+@given(
+    st.recursive(
+        json_value,
+        lambda inner: st.dictionaries(st.sampled_from(["messages", "role", "content", "tools", "type"]), inner),
+    )
+)
 def test_any_json_at_all_raises_nothing_but_the_one_error(value: object) -> None:
     _decode_or_refuse(orjson.dumps(value))
 
 
 def _decode_or_refuse(body: bytes) -> None:
+    refused = None
     try:
         decode_request(body)
     except RequestError as error:
-        assert error.type in {ErrorType.INVALID_REQUEST, ErrorType.TOO_LARGE}
-        assert error.message
+        refused = error
+    assert refused is None or (refused.type in {ErrorType.INVALID_REQUEST, ErrorType.TOO_LARGE} and refused.message)

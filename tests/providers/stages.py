@@ -25,7 +25,7 @@ from providers.errors import BadResponse, StreamCut, TimedOut
 from providers.gemini import GeminiProvider
 from providers.groq import GroqProvider
 from providers.local import LocalProvider
-from providers.scripted import Pause, ScriptedProvider, Step
+from providers.scripted import Pause, Script, ScriptedProvider, Step
 from tests.providers.vendor import KEY
 
 PROVIDERS = ["anthropic", "groq", "gemini", "local", "scripted"]
@@ -82,15 +82,14 @@ class ScriptedStage:
     """The scripted provider plays what the others are made to do."""
 
     def __init__(self) -> None:
-        self.steps: Sequence[Step] = ()
-        self.provider = ScriptedProvider(lambda _: self.steps)
+        self._play([])
         self.model = "scripted"
 
     def reply(self, text: str) -> None:
         words = [TextDelta(piece) for piece in text.split(" ")]
         pieces = [TextDelta(f"{word.text} ") for word in words[:-1]] + words[-1:]
         usage = Usage(input_fresh=1, output_visible=len(words))
-        self.provider = ScriptedProvider(
+        self._play(
             lambda prompt: [
                 Opened(),
                 *(pieces if prompt.stream else [TextDelta(text)]),
@@ -100,18 +99,22 @@ class ScriptedStage:
 
     def call_tool(self, name: str, arguments: dict[str, Any]) -> None:
         call = ToolCallDelta(0, "call_1", name, orjson.dumps(arguments).decode())
-        self.steps = [Opened(), call, Finished(FinishReason.TOOL_CALLS, Usage(1, output_visible=1), self.model)]
+        self._play([Opened(), call, Finished(FinishReason.TOOL_CALLS, Usage(1, output_visible=1), self.model)])
 
     def fail(self, status: int, retry_after_s: float | None = None) -> None:
-        self.steps = [kind_by_status(status)("scripted", status=status, retry_after_s=retry_after_s)]
+        self._play([kind_by_status(status)("scripted", status=status, retry_after_s=retry_after_s)])
 
     def break_stream(self, how: str) -> None:
         errors = {"cut": StreamCut, "ended": StreamCut, "corrupt": BadResponse, "silent": TimedOut}
-        self.steps = [Opened(), TextDelta("one"), Pause(0.01), errors[how]("scripted")]
+        self._play([Opened(), TextDelta("one"), Pause(0.01), errors[how]("scripted")])
+
+    def _play(self, script: Script | Sequence[Step]) -> None:
+        self._scripted = ScriptedProvider(script)
+        self.provider: Provider = self._scripted
 
     @property
     def calls(self) -> int:
-        return self.provider.calls
+        return self._scripted.calls
 
 
 @asynccontextmanager

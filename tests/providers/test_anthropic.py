@@ -47,7 +47,7 @@ from providers.errors import (
 )
 from tests.providers.vendor import KEY, Vendor, dropped, events_of, prompt, streamed, whole
 
-START = {
+START: dict[str, Any] = {
     "type": "message_start",
     "message": {
         "id": "msg_01",
@@ -132,11 +132,19 @@ async def test_thinking_signatures_and_parallel_tool_calls(vendor: Vendor, claud
         delta(0, "thinking_delta", thinking="Two places."),
         delta(0, "signature_delta", signature="c2ln"),
         event("content_block_start", index=1, content_block={"type": "redacted_thinking", "data": "x"}),
-        event("content_block_start", index=2, content_block={"type": "tool_use", "id": "toolu_1", "name": "rain", "input": {}}),
+        event(
+            "content_block_start",
+            index=2,
+            content_block={"type": "tool_use", "id": "toolu_1", "name": "rain", "input": {}},
+        ),
         delta(2, "input_json_delta", partial_json=""),
         delta(2, "input_json_delta", partial_json='{"place": "Ki'),
         delta(2, "input_json_delta", partial_json='tui"}'),
-        event("content_block_start", index=3, content_block={"type": "tool_use", "id": "toolu_2", "name": "rain", "input": {}}),
+        event(
+            "content_block_start",
+            index=3,
+            content_block={"type": "tool_use", "id": "toolu_2", "name": "rain", "input": {}},
+        ),
         delta(3, "input_json_delta", partial_json="{}"),
         ended("tool_use"),
         STOP,
@@ -208,8 +216,12 @@ def test_unknown_events_deltas_blocks_and_fields_are_ignored() -> None:
 
 def test_a_figure_that_a_later_event_leaves_out_or_nulls_stays() -> None:
     answer = AnthropicAnswer("m")
-    answer.feed(b'{"type":"message_start","message":{"usage":{"input_tokens":7,"cache_read_input_tokens":3,"output_tokens":1}}}')
-    answer.feed(b'{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":null,"output_tokens":5}}')
+    answer.feed(
+        b'{"type":"message_start","message":{"usage":{"input_tokens":7,"cache_read_input_tokens":3,"output_tokens":1}}}'
+    )
+    answer.feed(
+        b'{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":null,"output_tokens":5}}'
+    )
     assert answer.usage == Usage(7, cache_read=3, output_visible=5)
 
 
@@ -301,7 +313,10 @@ async def test_a_json_schema_goes_out_as_the_sdk_transforms_it(vendor: Vendor, c
         ({"stop": (" \n",)}, "stop sequence"),
         ({"response_format": JsonFormat()}, "response_format"),
         ({"messages": (Message("system", (Text("x"),)),)}, "system"),
-        ({"messages": (Message("system", (Image("image/png", "aGk="),)), Message("user", (Text("x"),)))}, "system prompt"),
+        (
+            {"messages": (Message("system", (Image("image/png", "aGk="),)), Message("user", (Text("x"),)))},
+            "system prompt",
+        ),
         ({"messages": (Message("user", (Image("image/bmp", "aGk="),)),)}, "image/bmp"),
         ({"messages": (Message("user", (Image(url="http://x.org/a.png"),)),)}, "https"),
         ({"messages": (Message("assistant", (ToolCall("a", "rain", "[]"),)),)}, "rain"),
@@ -384,7 +399,9 @@ async def test_an_error_inside_a_200_stream_is_told_by_its_type(
     assert type(raised.value) is expected
 
 
-async def test_an_error_page_that_is_no_json_is_told_in_its_own_words(vendor: Vendor, claude: AnthropicProvider) -> None:
+async def test_an_error_page_that_is_no_json_is_told_in_its_own_words(
+    vendor: Vendor, claude: AnthropicProvider
+) -> None:
     async def page(_: Any) -> Any:
         from aiohttp import web
 

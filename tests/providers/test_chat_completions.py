@@ -146,7 +146,12 @@ def test_calls_without_an_index_are_told_apart_by_their_ids() -> None:
 
 
 async def test_a_whole_answer(vendor: Vendor, groq: GroqProvider) -> None:
-    message = {"role": "assistant", "content": "Hi", "reasoning": "hm", "tool_calls": [call(None, "{}", id="a", name="f")]}
+    message = {
+        "role": "assistant",
+        "content": "Hi",
+        "reasoning": "hm",
+        "tool_calls": [call(None, "{}", id="a", name="f")],
+    }
     vendor.play = whole(
         {
             "id": "chatcmpl-1",
@@ -195,7 +200,9 @@ def test_unknown_fields_and_choices_are_ignored() -> None:
     answer = ChatAnswer("m", "The server")
     assert answer.feed(b'{"novel": 1}') == []
     assert answer.feed(b'{"choices": [{"index": 1, "delta": {"content": "other"}}]}') == []
-    assert answer.feed(b'{"choices": [{"delta": {"content": "a", "novel": {}}, "novel": 2}], "usage": null}') == [TextDelta("a")]
+    assert answer.feed(b'{"choices": [{"delta": {"content": "a", "novel": {}}, "novel": 2}], "usage": null}') == [
+        TextDelta("a")
+    ]
 
 
 def test_usage_without_details_is_all_fresh_and_visible() -> None:
@@ -210,7 +217,9 @@ def test_a_conversation_with_everything_in_it() -> None:
     conversation = (
         Message("system", (Text("Be brief."),)),
         Message("user", (Text("What is this?"), Image("image/png", "aGk="), Image(url="https://x.org/a.jpg"))),
-        Message("assistant", (Text("Let me look."), ToolCall("a", "rain", '{"place":"Kitui"}'), ToolCall("b", "rain", ""))),
+        Message(
+            "assistant", (Text("Let me look."), ToolCall("a", "rain", '{"place":"Kitui"}'), ToolCall("b", "rain", ""))
+        ),
         Message("tool", (ToolResult("a", "3 mm"), ToolResult("b", "4 mm"))),
         Message("user", (Text("So? "), Text("Tell."))),
     )

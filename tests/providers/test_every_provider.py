@@ -98,9 +98,7 @@ async def test_an_error_status_is_raised_as_its_kind_after_one_call(
 @pytest.mark.parametrize(
     ("how", "kind"), [("cut", StreamCut), ("ended", StreamCut), ("corrupt", BadResponse), ("silent", TimedOut)]
 )
-async def test_a_broken_stream_never_passes_for_an_answer(
-    on_stage: Stage, how: str, kind: type[ProviderError]
-) -> None:
+async def test_a_broken_stream_never_passes_for_an_answer(on_stage: Stage, how: str, kind: type[ProviderError]) -> None:
     on_stage.break_stream(how)
     with pytest.raises(ProviderError) as raised:
         await events_of(on_stage.provider, prompt(model=on_stage.model, stream=True))

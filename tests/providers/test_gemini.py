@@ -115,7 +115,9 @@ async def either(
 # --- against llmock -------------------------------------------------------------------------
 
 
-async def test_a_streamed_answer_comes_in_pieces_and_ends_with_its_usage(llmock: LLMock, mocked: GeminiProvider) -> None:
+async def test_a_streamed_answer_comes_in_pieces_and_ends_with_its_usage(
+    llmock: LLMock, mocked: GeminiProvider
+) -> None:
     llmock.reply("one two three four five six seven eight")
     events = await events_of(mocked, prompt(stream=True))
     pieces = [e.text for e in events if isinstance(e, TextDelta)]
@@ -127,7 +129,9 @@ async def test_a_streamed_answer_comes_in_pieces_and_ends_with_its_usage(llmock:
     assert events[-1].usage.output_visible > 0
 
 
-async def test_an_answer_that_nobody_watches_comes_whole_in_one_unstreamed_call(llmock: LLMock, mocked: GeminiProvider) -> None:
+async def test_an_answer_that_nobody_watches_comes_whole_in_one_unstreamed_call(
+    llmock: LLMock, mocked: GeminiProvider
+) -> None:
     llmock.reply("one two three four five six seven eight")
     events = await events_of(mocked, prompt())
     assert [type(e) for e in events] == [Opened, TextDelta, Finished]
@@ -286,7 +290,9 @@ async def test_a_missing_key_is_bad_credentials(vendor: Vendor, monkeypatch: pyt
 # --- answers --------------------------------------------------------------------------------
 
 
-async def test_the_last_usage_counts_and_earlier_ones_are_seen_on_the_way(vendor: Vendor, either: GeminiProvider) -> None:
+async def test_the_last_usage_counts_and_earlier_ones_are_seen_on_the_way(
+    vendor: Vendor, either: GeminiProvider
+) -> None:
     vendor.play = streamed(
         chunk({"text": "a"}, usage={"promptTokenCount": 10, "totalTokenCount": 10}),
         chunk({"text": "b"}, usage={"promptTokenCount": 10, "candidatesTokenCount": 2, "totalTokenCount": 12}),
@@ -305,7 +311,9 @@ async def test_the_last_usage_counts_and_earlier_ones_are_seen_on_the_way(vendor
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_thoughts_calls_and_signatures_arrive_as_they_are(vendor: Vendor, either: GeminiProvider, stream: bool) -> None:
+async def test_thoughts_calls_and_signatures_arrive_as_they_are(
+    vendor: Vendor, either: GeminiProvider, stream: bool
+) -> None:
     body = chunk(
         {"text": "hmm", "thought": True},
         {"text": "Let me look."},
@@ -442,7 +450,9 @@ OVERLOAD = error(503, "The model is overloaded.", "UNAVAILABLE")
     [OVERLOAD, b'[{"error": {"code": 503,\n "message": "The model is overloaded.",\n "status": "UNAVAILABLE"}}]\n'],
     ids=["as an event", "as plain JSON"],
 )
-async def test_an_error_inside_a_stream_is_raised_as_its_kind(vendor: Vendor, gemini: GeminiProvider, last: Any) -> None:
+async def test_an_error_inside_a_stream_is_raised_as_its_kind(
+    vendor: Vendor, gemini: GeminiProvider, last: Any
+) -> None:
     vendor.play = streamed(chunk({"text": "a"}), last)
     with pytest.raises(Overloaded, match="overloaded") as raised:
         await events_of(gemini, prompt(stream=True))

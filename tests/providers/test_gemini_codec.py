@@ -23,6 +23,7 @@ from providers.base import (
     ToolResult,
     Usage,
 )
+from providers.boundary import error_body
 from providers.errors import (
     BadCredentials,
     BadResponse,
@@ -34,10 +35,9 @@ from providers.errors import (
     RateLimited,
     Unsupported,
 )
+from providers.exchange import Refused, joined
 from providers.gemini_answer import GeminiAnswer, error_in, usage_of
 from providers.gemini_codec import FOREIGN_SIGNATURE, calls_so_far, encode, method_path
-from providers.boundary import error_body
-from providers.exchange import Refused, joined
 from providers.gemini_errors import kind_of, status_of, wait_of
 from providers.gemini_schema import gemini_schema
 
@@ -339,7 +339,9 @@ def test_minted_ids_count_on_from_the_calls_of_the_conversation() -> None:
 @pytest.mark.parametrize("args", [b"[1]", b'"x"', b"1"])
 def test_arguments_that_are_no_object_are_a_bad_response(args: bytes) -> None:
     with pytest.raises(BadResponse):
-        GeminiAnswer("m").feed(b'{"candidates":[{"content":{"parts":[{"functionCall":{"name":"a","args":' + args + b"}}]}}]}")
+        GeminiAnswer("m").feed(
+            b'{"candidates":[{"content":{"parts":[{"functionCall":{"name":"a","args":' + args + b"}}]}}]}"
+        )
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"candidates":{}}', b'"x"'])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,7 @@ async def test_it_does_not_matter_where_the_bytes_are_cut(texts: list[str], data
         stream = b"".join(b"data: " + text.encode() + end + end for text in texts) + b": end\n"
         cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
         edges = [0, *cuts, len(stream)]
-        parts = [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [stream[a:b] for a, b in pairwise(edges)]
         assert await parsed(*parts) == [text.encode() for text in texts]
 
 
