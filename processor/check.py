@@ -63,14 +63,12 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("catalog", "warn" if moving else "ok", "; ".join([f"{len(catalog.models)} models", *moving]))
     except CatalogError as error:
         yield Finding("catalog", "bad", str(error))
-    providers = configured_providers(settings)
-    for name, variable in _KEYS.items():
-        found = name in providers
-        yield Finding(
-            name, "ok" if found else "off", "key set" if found else f"{variable} is not set: left out of routing"
-        )
-    yield _local(settings)
-    if not providers:
+    configured = configured_providers(settings)
+    for name in configured.providers:
+        yield Finding(name, "ok", _reached_by(name, settings))
+    for name, why in configured.missing.items():
+        yield Finding(name, "off", f"{why}: left out of routing")
+    if not configured.providers:
         yield Finding("providers", "bad", "none: set a vendor's key, LOCAL_BASE_URL, or install the extra `local`")
     if settings.nats_url is None:
         yield _binary()
@@ -83,16 +81,12 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("nats", "off" if settings.nats_url is None else "bad", str(error))
 
 
-_KEYS = {"anthropic": "ANTHROPIC_API_KEY", "groq": "GROQ_API_KEY", "gemini": "GEMINI_API_KEY"}
-
-
-def _local(settings: Settings) -> Finding:
-    from providers.embedded_model import EmbeddedModel
-
+def _reached_by(name: str, settings: Settings) -> str:
+    if name != "local":
+        return "key set"
     if settings.local_base_url:
-        return Finding("local", "ok", f"{settings.local_base_url}, model {settings.local_model or 'smollm2-135m'}")
-    why_not = EmbeddedModel.unavailable()
-    return Finding("local", "off" if why_not else "ok", why_not or "smollm2-135m, embedded (a demo model)")
+        return f"{settings.local_base_url}, model {settings.local_model or 'smollm2-135m'}"
+    return "smollm2-135m, embedded (a demo model)"
 
 
 def _binary() -> Finding:

@@ -8,9 +8,11 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import structlog
+from pydantic import SecretStr
 
 from processor.answer import Answerer
 from processor.audit import AuditLog
@@ -29,10 +31,18 @@ from providers.base import Endpoint, Provider
 log = structlog.get_logger(__name__)
 
 
-def configured_providers(settings: Settings) -> dict[str, Provider]:
-    """The providers that have what they need: a key, or for `local` a server or the embedded model.
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """The providers that have what they need, and what each of the others lacks."""
 
-    Nothing is imported or connected here; a provider does that at its first call or in `open`.
+    providers: Mapping[str, Provider]
+    missing: Mapping[str, str]
+
+
+def configured_providers(settings: Settings) -> Configured:
+    """Sort the providers by whether they have a key, or for `local` a server or the embedded model.
+
+    Nothing is connected and no SDK imported here; a provider does that at its first call or in `open`.
     """
     from providers.anthropic import AnthropicProvider
     from providers.embedded_model import EmbeddedModel
@@ -40,9 +50,9 @@ def configured_providers(settings: Settings) -> dict[str, Provider]:
     from providers.groq import GroqProvider
     from providers.local import LocalProvider
 
-    def endpoint(key: str | None, base_url: str | None, api_version: str | None = None) -> Endpoint:
+    def endpoint(key: SecretStr | None, base_url: str | None, api_version: str | None = None) -> Endpoint:
         return Endpoint(
-            api_key=key or "",
+            api_key=key.get_secret_value() if key else "",
             base_url=base_url,
             api_version=api_version,
             connections=settings.connection_pool_size,
@@ -51,20 +61,27 @@ def configured_providers(settings: Settings) -> dict[str, Provider]:
         )
 
     found: dict[str, Provider] = {}
+    missing: dict[str, str] = {}
     if settings.anthropic_api_key:
-        key = settings.anthropic_api_key.get_secret_value()
-        found["anthropic"] = AnthropicProvider(endpoint(key, settings.anthropic_base_url))
+        found["anthropic"] = AnthropicProvider(endpoint(settings.anthropic_api_key, settings.anthropic_base_url))
+    else:
+        missing["anthropic"] = "ANTHROPIC_API_KEY is not set"
     if settings.groq_api_key:
-        found["groq"] = GroqProvider(endpoint(settings.groq_api_key.get_secret_value(), settings.groq_base_url))
+        found["groq"] = GroqProvider(endpoint(settings.groq_api_key, settings.groq_base_url))
+    else:
+        missing["groq"] = "GROQ_API_KEY is not set"
     if settings.gemini_api_key:
-        key = settings.gemini_api_key.get_secret_value()
-        found["gemini"] = GeminiProvider(endpoint(key, settings.gemini_base_url, settings.gemini_api_version))
-    local_key = settings.local_api_key.get_secret_value() if settings.local_api_key else None
+        gemini = endpoint(settings.gemini_api_key, settings.gemini_base_url, settings.gemini_api_version)
+        found["gemini"] = GeminiProvider(gemini)
+    else:
+        missing["gemini"] = "GEMINI_API_KEY is not set"
     if settings.local_base_url:
-        found["local"] = LocalProvider(endpoint(local_key, settings.local_base_url))
-    elif EmbeddedModel.unavailable() is None:
+        found["local"] = LocalProvider(endpoint(settings.local_api_key, settings.local_base_url))
+    elif why_not := EmbeddedModel.unavailable():
+        missing["local"] = f"LOCAL_BASE_URL is not set, and {why_not}"
+    else:
         found["local"] = LocalProvider(endpoint(None, None), EmbeddedModel())
-    return found
+    return Configured(found, missing)
 
 
 class Processor:
@@ -157,7 +174,7 @@ async def processor(settings: Settings, url: str) -> AsyncIterator[Processor]:
     catalog = load_catalog(settings.sidecar_catalog)
     if settings.local_model:
         catalog = catalog.with_local_model(settings.local_model)
-    providers = configured_providers(settings)
+    providers = configured_providers(settings).providers
     bus = Bus()
     try:
         await bus.connect(url, settings, name=f"ckcias-sidecar {version('ckcias-sidecar')} {replica}")
