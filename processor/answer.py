@@ -13,10 +13,11 @@ from typing import Any
 
 from processor.audit import Attempt, AuditError, AuditLog, AuditUsage
 from processor.catalog import Catalog
-from processor.messages import FinalReply, ReplyRoute, ReplyUsage, Request, Timing
+from processor.messages import Request
 from processor.outcome import Plan, verdict
 from processor.prompts import build_prompt
 from processor.replies import Outbox
+from processor.reply_bodies import FinalReply, ReplyRoute, ReplyUsage, Timing
 from processor.router import Candidate, Route, route
 from processor.transcript import Transcript
 from providers.base import Prompt, Provider, TextDelta, ThinkingDelta, ToolCallDelta, Usage

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from processor import jetstream, subjects
 from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable
-from processor.messages import Request, Usd
+from processor.messages import Request
+from processor.reply_bodies import Usd
 from processor.subjects import AuditEvent, Priority
 
 WRITE_TIMEOUT_S = 5.0

@@ -13,6 +13,7 @@ from processor.config import Settings
 
 HEADER_RESERVE = 4096
 """The server counts headers into max_payload and the client does not: over it, the server closes the connection."""
+CONNECT_WITHIN_S = 10.0
 WATCHDOG_PERIOD_S = 10.0
 FLUSH_TIMEOUT_S = 2
 
@@ -37,11 +38,18 @@ class Bus:
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     async def connect(self, url: str, settings: Settings, *, name: str) -> None:
-        """Connect, or raise OSError / nats.errors.Error when no server answers at `url` now."""
+        """Connect, waiting a little for a server that is just starting.
+
+        Raises:
+            ConnectionError: no server took us at `url` within `CONNECT_WITHIN_S`; says what the last one answered.
+        """
+        last: list[Exception] = []
 
         async def on_error(error: Exception) -> None:
             # nats-py: an exception raised here would kill the read loop and leave a zombie connection.
-            log.warning("nats error", error=repr(error))
+            if self.nc.is_connected or not last:
+                log.warning("nats error", error=repr(error))
+            last[:] = [error]
 
         async def on_disconnected() -> None:
             if not self._closing:
@@ -55,7 +63,7 @@ class Bus:
         async def on_closed() -> None:
             self._closed.set()
 
-        await self.nc.connect(
+        connecting = self.nc.connect(
             url.split(","),
             name=name,
             error_cb=on_error,
@@ -68,6 +76,12 @@ class Bus:
             ping_interval=10,
             user_credentials=str(settings.nats_creds) if settings.nats_creds else None,
         )
+        try:
+            # Without an end to its attempts, nats-py would also try the first connection for ever.
+            await asyncio.wait_for(connecting, CONNECT_WITHIN_S)
+        except TimeoutError:
+            await self.close()
+            raise ConnectionError(str(last[0]) if last else "no answer") from None
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call `callback` after every reconnection."""

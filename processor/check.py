@@ -59,8 +59,10 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     try:
         catalog = load_catalog(settings.sidecar_catalog)
         today = datetime.now(UTC).date()
-        moving = [r.warning for name in catalog.models if (r := catalog.resolve(name, today)).warning]
-        yield Finding("catalog", "warn" if moving else "ok", "; ".join([f"{len(catalog.models)} models", *moving]))
+        yield Finding("catalog", "ok", f"{len(catalog.models)} models")
+        for name in catalog.models:
+            if warning := catalog.resolve(name, today).warning:
+                yield Finding(f"model {name}", "warn", warning)
     except CatalogError as error:
         yield Finding("catalog", "bad", str(error))
     configured = configured_providers(settings)

@@ -44,6 +44,9 @@ async def connection(settings: Settings) -> AsyncIterator[Client]:
             url.split(","),
             name="sidecar command",
             allow_reconnect=False,
+            # For the first connection too: nats-py's default is sixty attempts, two seconds apart.
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
             connect_timeout=3,
             error_cb=ignore,
             user_credentials=str(settings.nats_creds) if settings.nats_creds else None,

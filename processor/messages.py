@@ -1,17 +1,13 @@
-"""The bodies of requests and replies, bounded and checked: any bytes give a request or one named error."""
+"""The body of a request, bounded and checked: any bytes give a request or one named error."""
 
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    PlainSerializer,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -238,86 +234,6 @@ def _check_turns(messages: tuple[ChatMessage, ...]) -> None:
                 open_calls.discard(part.tool_call_id)
     if messages[-1].role not in {"user", "tool"} or open_calls:
         raise wrong(len(messages) - 1, "the last message is the user's or a complete set of tool results")
-
-
-# --- replies --------------------------------------------------------------------------------
-
-
-class Reply(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-Usd = Annotated[Decimal, Field(ge=0), PlainSerializer(float, return_type=float, when_used="json")]
-"""US dollars, exact; a JSON number on the wire."""
-
-
-class ReplyUsage(Reply):
-    """Tokens. `input_tokens` and `output_tokens` are totals; the others are parts of them."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    reasoning_tokens: int = 0
-
-
-class ReplyToolCall(Reply):
-    id: str
-    name: str
-    arguments: str
-    signature: str | None = None
-
-
-class Considered(Reply):
-    """A model that was looked at: tried, left waiting, or refused, and why."""
-
-    model: str
-    provider: str
-    reason: str
-
-
-class ReplyRoute(Reply):
-    reason: str
-    considered: tuple[Considered, ...] = ()
-
-
-class Timing(Reply):
-    """Milliseconds from acceptance to the start of work, to the first token, to the end."""
-
-    queued_ms: float
-    first_token_ms: float | None
-    total_ms: float
-
-
-class FinalReply(Reply):
-    """The answer. `model` is the alias or id that was chosen, `served_by` what the vendor says it ran."""
-
-    id: str
-    model: str
-    provider: str
-    served_by: str
-    response: str
-    tool_calls: tuple[ReplyToolCall, ...] = ()
-    finish_reason: str
-    usage: ReplyUsage
-    cost_usd: Usd
-    cost_estimated: bool = False
-    cached: bool = False
-    attempts: int
-    route: ReplyRoute
-    timing: Timing
-    warnings: tuple[str, ...] = ()
-
-
-class ErrorBody(Reply):
-    type: ErrorType
-    message: str
-    request_id: str
-    retry_after_s: float | None = None
-
-
-class ErrorReply(Reply):
-    error: ErrorBody
 
 
 # --- bytes to request and back --------------------------------------------------------------

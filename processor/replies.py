@@ -15,7 +15,7 @@ from processor import jetstream, subjects
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import StoredMessage
-from processor.messages import ErrorBody, ErrorReply, FinalReply
+from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
 from providers.base import TextDelta, ThinkingDelta, ToolCallDelta
 
 PROBE_EVERY = 20
@@ -64,7 +64,7 @@ class Outbox:
         """A new attempt: unless it is the request's first, the text so far is void."""
         self.attempt, self.seq = attempt, 0
         if attempt > 1 and self.stream:
-            body = orjson.dumps({"id": self.request_id, "attempt": attempt})
+            body = orjson.dumps({"id": self.request_id, "seq": self.seq, "text": "", "attempt": attempt})
             await self._send(ReplyEvent.RESTARTED, body)
 
     async def delta(self, event: TextDelta | ThinkingDelta | ToolCallDelta) -> None:

@@ -8,9 +8,10 @@ from datetime import datetime
 
 from processor.catalog import Catalog, CatalogModel, UnknownModel
 from processor.errors import ErrorType, RequestError
-from processor.messages import Considered, Request
+from processor.messages import Request
 from processor.parts import ImagePart
 from processor.prompts import DEFAULT_MAX_TOKENS
+from processor.reply_bodies import Considered
 from processor.transcript import CHARS_PER_TOKEN
 
 AUTO = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from processor.messages import ReplyToolCall
+from processor.reply_bodies import ReplyToolCall
 from providers.base import (
     Event,
     Finished,

@@ -22,8 +22,8 @@ from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.lanes import Delivery, Lanes
-from processor.messages import ErrorReply, FinalReply
 from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
+from processor.reply_bodies import ErrorReply, FinalReply
 from processor.subjects import AuditEvent, reply
 
 MAX_DELIVERIES = 20
