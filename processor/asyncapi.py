@@ -116,7 +116,7 @@ def _messages() -> Json:
         "properties": {
             "Reply-To": {
                 "type": "string",
-                "description": "_INBOX*, _R_.*, llm.reply.<id>, or a prefix of the settings",
+                "description": "_INBOX*, _R_.*, llm.reply.<id>, or a prefix of REPLY_PREFIXES",
             },
             "Nats-Msg-Id": {"type": "string", "description": "On an ask: the request's id"},
             "traceparent": {"type": "string"},

@@ -32,8 +32,7 @@ async def serve(settings: Settings, *, embedded: bool) -> int:
     try:
         async with _broker(settings) as url, processor(settings, url) as running:
             _stop_on_signals(running)
-            print(f"sidecar: ready on {url}", file=sys.stderr)
-            await running.run()
+            await running.run(on_ready=lambda: print(f"sidecar: ready on {url}", file=sys.stderr))
     except (BrokerError, CatalogError, ValidationError) as error:
         raise Fatal(str(error)) from error
     except (OSError, nats.errors.NoServersError, JetStreamUnavailable) as error:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -121,13 +121,16 @@ class Processor:
             bus, Replies(bus), self._probes, timeout_s=settings.request_timeout, prefixes=settings.reply_prefixes
         )
         self._replica = replica
-        self.ready = asyncio.Event()
 
     def stop(self) -> None:
         self._stopping.set()
 
-    async def run(self) -> None:
-        """Serve until `stop`; raises `BusClosed` when the connection is lost for good."""
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until `stop`, calling `on_ready` once requests are taken.
+
+        Raises:
+            BusClosed: the connection is lost for good (in an exception group).
+        """
         background = [
             self._bus.watch(),
             self._audit.run(),
@@ -144,7 +147,7 @@ class Processor:
             service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica)
             warming = tasks.create_task(self._open_providers())
             await self._bus.nc.flush(timeout=5)  # ready means: the server knows our subscriptions
-            self.ready.set()
+            on_ready()
             log.info("processor ready", replica=self._replica, providers=sorted(self._providers))
             await self._stopping.wait()
             log.info("stopping", running=len(self._worker.running))

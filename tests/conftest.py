@@ -138,10 +138,9 @@ async def running_processor(
     bus = Bus()
     await bus.connect(url, chosen, name=replica)
     processor = Processor(chosen, bus, providers, load_catalog(chosen.sidecar_catalog), replica=replica)
-    task = asyncio.create_task(processor.run())
-    ready = asyncio.create_task(processor.ready.wait())
-    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-    ready.cancel()
+    ready = asyncio.Event()
+    task = asyncio.create_task(processor.run(on_ready=ready.set))
+    await wait_until(lambda: ready.is_set() or task.done())
     try:
         yield processor
     finally:

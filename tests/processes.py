@@ -1,0 +1,81 @@
+"""The `sidecar` command as a process of its own, as users run it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Sidecar:
+    """A running process; `said` grows with what it prints on stderr, `url` is its broker's."""
+
+    process: Process
+    said: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _environment(settings: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, "LOG_FORMAT": "json", "COLUMNS": "200", **settings}
+
+
+@asynccontextmanager
+async def running(*command: str, **settings: str) -> AsyncIterator[Sidecar]:
+    """`sidecar up` or `sidecar processor`, from readiness on; SIGTERM at the end, unless it has ended."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "processor.cli", *command),
+        env=_environment(settings),
+        stdin=DEVNULL,
+        stderr=PIPE,
+    )
+    sidecar = Sidecar(process)
+    ready = asyncio.Event()
+
+    async def listen() -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            sidecar.said.append(line.decode())
+            if "ready on " in sidecar.said[-1]:
+                sidecar.url = sidecar.said[-1].split()[-1]
+                ready.set()
+        ready.set()
+
+    listening = asyncio.create_task(listen())
+    try:
+        await asyncio.wait_for(ready.wait(), 30)
+        assert sidecar.url, "".join(sidecar.said)
+        yield sidecar
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await asyncio.wait_for(process.wait(), 40)
+        await listening
+
+
+async def command(*arguments: str, stdin: str | None = None, timeout_s: float = 60, **settings: str) -> Ended:
+    """Run one command to its end."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "processor.cli", *arguments),
+        env=_environment(settings),
+        stdin=DEVNULL if stdin is None else PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    given = None if stdin is None else stdin.encode()
+    out, err = await asyncio.wait_for(process.communicate(given), timeout_s)
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
