@@ -9,11 +9,12 @@ from enum import StrEnum
 import nats.errors
 import orjson
 import structlog
+from cachetools import LRUCache
 from nats.aio.msg import Msg
 
 from processor import jetstream, subjects
-from processor.bus import Bus, MessageTooLarge
-from processor.errors import ErrorType, RequestError
+from processor.bus import Bus
+from processor.errors import RequestError
 from processor.jetstream import StoredMessage
 from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
 from providers.base import TextDelta, ThinkingDelta, ToolCallDelta
@@ -21,6 +22,7 @@ from providers.base import TextDelta, ThinkingDelta, ToolCallDelta
 PROBE_EVERY = 20
 """Deltas between two probes for a client that has gone."""
 _MISSES = 2
+MAX_MISSED = 10_000
 _DELIVER_S = 10.0
 _RETRY_S = 0.25
 
@@ -38,7 +40,7 @@ class ReplyEvent(StrEnum):
 
 def error_body(request_id: str, error: RequestError) -> bytes:
     body = ErrorBody(type=error.type, message=error.message, request_id=request_id, retry_after_s=error.retry_after_s)
-    return ErrorReply(error=body).model_dump_json(exclude_none=True).encode()
+    return ErrorReply(error=body).model_dump_json().encode()
 
 
 def error_headers(error: RequestError) -> dict[str, str]:
@@ -126,7 +128,8 @@ class Probes:
         self._bus = bus
         self._inbox = bus.nc.new_inbox()
         self._waiting: dict[str, asyncio.Event] = {}
-        self._misses: dict[str, int] = {}
+        # Bounded, for a miss may be told after its request has ended and was forgotten.
+        self._misses: LRUCache[str, int] = LRUCache(MAX_MISSED)
         self.gone: asyncio.Queue[str] = asyncio.Queue()
         """Ids of requests whose client has gone: two deltas in a row that nobody heard."""
 
@@ -227,7 +230,3 @@ class Replies:
             return None
         finally:
             await sub.unsubscribe()
-
-
-def too_large(error: MessageTooLarge) -> RequestError:
-    return RequestError(ErrorType.TOO_LARGE, f"the answer is larger than the broker's max_payload: {error}")
