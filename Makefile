@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOCK := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test lint fmt lock contract clean
@@ -39,8 +40,9 @@ fmt: $(INSTALLED) ## format
 
 lock: $(INSTALLED) ## write requirements/*.txt anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra local -o requirements/run.txt pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra local --extra dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml requirements/build.in
+	$(LOCK) -o requirements/run.txt pyproject.toml
+	$(LOCK) --extra local --extra dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml requirements/build.in
+	$(LOCK) -c requirements/dev.txt -o requirements/build.txt requirements/build.in
 
 contract: $(INSTALLED) ## write nats/asyncapi.yaml anew from the message models
 	$(BIN)/python -m processor.asyncapi

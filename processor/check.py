@@ -41,9 +41,9 @@ class Finding:
     detail: str
 
 
-async def report(settings: Settings, *, timing: bool) -> int:
+async def report(settings: Settings, *, timing: bool, serving: bool) -> int:
     """Print the findings; 1 when one is bad."""
-    findings = [finding async for finding in _findings(settings)]
+    findings = [finding async for finding in _findings(settings, serving=serving)]
     table = Table("", "", "", box=None, show_header=False, pad_edge=False)
     for finding in findings:
         table.add_row(_MARK[finding.state], finding.what, finding.detail)
@@ -53,7 +53,7 @@ async def report(settings: Settings, *, timing: bool) -> int:
     return Exit.FAILED if any(finding.state == "bad" for finding in findings) else Exit.OK
 
 
-async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+async def _findings(settings: Settings, *, serving: bool) -> AsyncIterator[Finding]:
     from processor.service import configured_providers
 
     try:
@@ -77,10 +77,10 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     try:
         async with connection(settings) as nc:
             yield Finding("nats", "ok", f"{broker_url(settings)}, server {nc.connected_server_version}")
-            async for finding in _broker(nc):
+            async for finding in _broker(nc, serving=serving):
                 yield finding
     except Fatal as error:
-        yield Finding("nats", "off" if settings.nats_url is None else "bad", str(error))
+        yield Finding("nats", "bad" if settings.nats_url or serving else "off", str(error))
 
 
 def _reached_by(name: str, settings: Settings) -> str:
@@ -98,7 +98,7 @@ def _binary() -> Finding:
         return Finding("nats-server", "bad", str(error))
 
 
-async def _broker(nc: Client) -> AsyncIterator[Finding]:
+async def _broker(nc: Client, *, serving: bool) -> AsyncIterator[Finding]:
     for stream in (subjects.REQUESTS, subjects.REPLIES, subjects.AUDIT, subjects.DEAD):
         try:
             state = (await jetstream.call(nc, f"STREAM.INFO.{stream}"))["state"]
@@ -107,7 +107,7 @@ async def _broker(nc: Client) -> AsyncIterator[Finding]:
             yield Finding(stream, "bad", f"{error}: run `sidecar provision`")
     replicas = await _replicas(nc)
     detail = ", ".join(replicas) if replicas else "none answers: asks fail at once, enqueued requests wait"
-    yield Finding("sidecars", "ok" if replicas else "warn", detail)
+    yield Finding("sidecars", "ok" if replicas else "bad" if serving else "warn", detail)
 
 
 async def _replicas(nc: Client, window_s: float = 0.3) -> list[str]:

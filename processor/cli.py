@@ -135,6 +135,7 @@ def _read_stdin() -> str:
 @app.command()
 def check(
     timing: Annotated[bool, typer.Option("--timing", help="Also start a sidecar and print how long it takes.")] = False,
+    serving: Annotated[bool, typer.Option("--serving", help="Fail also when no sidecar answers.")] = False,
 ) -> None:
     """Look at every dependency, one line each: broker, streams, sidecars, providers, models.
 
@@ -142,7 +143,7 @@ def check(
     """
     from processor.check import report
 
-    run(report(settings(), timing=timing))
+    run(report(settings(), timing=timing, serving=serving))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,11 @@ class Settings(BaseSettings):
                 raise ValueError(f"{prefix!r}: a reply prefix ends in a dot, has no wildcard, and is none of ours or $")
         return value
 
+    @field_validator("sidecar_data_dir", "sidecar_catalog", "nats_creds")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _any_case(cls, value: object) -> object:
