@@ -110,16 +110,17 @@ async def _broker(nc: Client, *, serving: bool) -> AsyncIterator[Finding]:
     yield Finding("sidecars", "ok" if replicas else "bad" if serving else "warn", detail)
 
 
-async def _replicas(nc: Client, window_s: float = 0.3) -> list[str]:
-    """Every sidecar that answers a discovery ping."""
+async def _replicas(nc: Client) -> list[str]:
+    """Every sidecar that answers a discovery ping: two seconds for the first, a moment more for the others."""
     found: list[str] = []
     inbox = nc.new_inbox()
     sub = await nc.subscribe(inbox)
     await nc.publish("$SRV.PING.sidecar", b"", reply=inbox)
-    deadline = time.monotonic() + window_s
+    deadline = time.monotonic() + 2.0
     try:
         while (left := deadline - time.monotonic()) > 0:
             answer = await sub.next_msg(timeout=left)
+            deadline = min(deadline, time.monotonic() + 0.3)
             if answer.data:
                 fields: dict[str, Any] = orjson.loads(answer.data)
                 found.append(f"{fields['metadata']['replica']} {fields['version']}")

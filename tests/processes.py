@@ -9,6 +9,9 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+
+SIDECAR = str(Path(sys.executable).parent / "sidecar")
 
 
 @dataclass
@@ -37,7 +40,7 @@ def _environment(settings: dict[str, str]) -> dict[str, str]:
 async def running(*command: str, **settings: str) -> AsyncIterator[Sidecar]:
     """`sidecar up` or `sidecar processor`, from readiness on; SIGTERM at the end, unless it has ended."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "processor.cli", *command),
+        *(SIDECAR, *command),
         env=_environment(settings),
         stdin=DEVNULL,
         stderr=PIPE,
@@ -69,7 +72,7 @@ async def running(*command: str, **settings: str) -> AsyncIterator[Sidecar]:
 async def command(*arguments: str, stdin: str | None = None, timeout_s: float = 60, **settings: str) -> Ended:
     """Run one command to its end."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "processor.cli", *arguments),
+        *(SIDECAR, *arguments),
         env=_environment(settings),
         stdin=DEVNULL if stdin is None else PIPE,
         stdout=PIPE,

@@ -1,0 +1,58 @@
+"""Settings: under the names users have, each wrong one named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from processor.config import Settings
+from tests.conftest import make_settings
+
+
+def test_the_names_and_defaults_that_users_have() -> None:
+    settings = make_settings()
+    assert (settings.max_workers, settings.request_timeout, settings.max_retries) == (10, 30, 3)
+    assert (settings.sidecar_port, settings.connection_pool_size, settings.rate_limit_buffer) == (8001, 20, 0.1)
+    assert (settings.default_model, settings.cache_ttl, settings.cache_max_size) == ("haiku", 3600, 1000)
+
+
+def test_the_environment_wins_over_the_file_and_empty_counts_as_unset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("MAX_WORKERS=3\nGROQ_API_KEY=from-file\nUNRELATED=1\n")
+    monkeypatch.setenv("MAX_WORKERS", "7")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "")
+    settings = Settings()
+    assert settings.max_workers == 7
+    assert settings.groq_api_key is not None
+    assert settings.anthropic_api_key is None
+
+
+def test_a_key_shows_nowhere() -> None:
+    settings = make_settings(anthropic_api_key="sk-secret", sidecar_api_keys="k1")
+    assert "sk-secret" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_workers": 0}, {"rate_limit_buffer": 1}, {"log_level": "loud"}, {"nats_port": -1}]
+)
+def test_a_value_out_of_bounds_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        make_settings(**wrong)
+
+
+def test_a_home_directory_is_written_as_people_write_it() -> None:
+    assert make_settings(sidecar_data_dir="~/x").sidecar_data_dir == Path.home() / "x"
+
+
+def test_reply_prefixes_are_a_list_in_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLY_PREFIXES", "app.answers., other.")
+    assert make_settings().reply_prefixes == ("app.answers.", "other.")
+
+
+@pytest.mark.parametrize("prefix", ["$JS.", "llm.request.", "_INBOX.", "app", "a.*.", "a.>"])
+def test_a_reply_prefix_opens_nothing_of_ours_or_the_servers(prefix: str) -> None:
+    with pytest.raises(ValidationError):
+        make_settings(reply_prefixes=prefix)
