@@ -49,7 +49,9 @@ async def report(settings: Settings, *, timing: bool, serving: bool) -> int:
         table.add_row(_MARK[finding.state], finding.what, finding.detail)
     Console().print(table)
     if timing:
-        Console().print(await _timing(settings))
+        with Console(stderr=True).status("starting a sidecar, asking it once, then watching it idle …"):
+            figures = await _timing(settings)
+        Console().print(figures)
     return Exit.FAILED if any(finding.state == "bad" for finding in findings) else Exit.OK
 
 
@@ -185,4 +187,6 @@ async def _idle(pid: int) -> list[tuple[str, float, float]]:
     for member in family:
         member.cpu_percent()
     await asyncio.sleep(IDLE_WINDOW_S)
-    return [(m.name(), m.memory_info().rss / 1e6, m.cpu_percent()) for m in family]
+    names = ["sidecar", *(member.name() for member in family[1:])]
+    measured = [(m.memory_info().rss / 1e6, m.cpu_percent()) for m in family]
+    return [(name, *figures) for name, figures in zip(names, measured, strict=True)]

@@ -30,9 +30,11 @@ async def announce(bus: Bus, catalog: Catalog, providers: Collection[str], repli
                 "abilities": sorted(model.abilities),
                 "retires": model.retires.isoformat() if model.retires else None,
                 "successor": model.successor,
-                "available": model.provider in providers and not model.retired(today),
+                "answered_by": answering.alias,
+                "available": answering.provider in providers,
             }
             for alias, model in catalog.models.items()
+            for answering in (catalog.resolve(alias, today).model,)
         ]
         await request.respond(orjson.dumps({"models": rows}))
 

@@ -1,0 +1,83 @@
+"""Asks at the door: what is full, what is foreign, what is told to whom."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+from nats.aio.client import Client
+
+from processor import ingress, jetstream
+from providers.scripted import ScriptedProvider
+from tests.conftest import StartProcessor
+from tests.processor.test_end_to_end import slow
+from tests.talk import ask, audit_events, body, read, stored
+from tests.wait import wait_until
+
+
+async def test_a_full_queue_refuses_at_once_and_drops_nothing(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": slow(0.3)}, max_workers=1)
+    found = (await jetstream.call(nc, "STREAM.INFO.LLM_REQUESTS"))["config"]
+    await jetstream.call(nc, "STREAM.UPDATE.LLM_REQUESTS", found | {"max_msgs": 2})
+    for n in range(2):
+        await nc.jetstream().publish(f"llm.request.low.job-{n}", body())
+    error = (await ask(nc, body()))["error"]
+    assert (error["type"], error["retry_after_s"] > 0) == ("queue_full", True)
+
+    async def both_answered() -> bool:
+        return None not in [await stored(nc, "job-0"), await stored(nc, "job-1")]
+
+    await wait_until(both_answered)
+
+
+async def test_too_many_asks_at_once_are_refused_and_not_kept_in_memory(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingress, "MAX_OPEN_ASKS", 3)
+    await start({"anthropic": slow(0.5)})
+    # One id: those that join its run stay open until it ends.
+    replies = await asyncio.gather(*(ask(nc, body(), Nats_Msg_Id="one-run") for _ in range(12)))
+    refused = [reply for reply in replies if reply.get("error", {}).get("type") == "queue_full"]
+    assert 0 < len(refused) < 12
+    assert all(reply in refused or reply["response"] == "Hello." for reply in replies)
+
+
+@pytest.mark.parametrize("named", ["with.dot", "with space", "x" * 129, "wild*"])
+async def test_an_id_that_is_none_is_refused(nc: Client, start: StartProcessor, named: str) -> None:
+    await start({"anthropic": ScriptedProvider()})
+    error = (await ask(nc, body(), Nats_Msg_Id=named))["error"]
+    assert (error["type"], "request id" in error["message"]) == ("invalid_request", True)
+
+
+async def test_the_text_of_a_request_is_not_in_the_audit_log(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider()})
+    await ask(nc, body("a secret of the village", metadata={"origin": "form-7"}, tenant="kitui"), Nats_Msg_Id="job-1")
+
+    async def all_three() -> bool:
+        return len(await audit_events(nc, "job-1")) == 3
+
+    await wait_until(all_three)
+    events = await audit_events(nc, "job-1")
+    assert b"secret" not in orjson.dumps(events)
+    assert {event["tenant"] for event in events} == {"kitui"}
+    assert events[0]["metadata"] == {"origin": "form-7"}
+
+
+async def test_two_replicas_share_the_asks(nc: Client, start: StartProcessor) -> None:
+    one, two = slow(0.1), slow(0.1)
+    await start({"anthropic": one}, max_workers=2)
+    await start({"anthropic": two}, max_workers=2)
+    replies = await asyncio.gather(*(ask(nc, body()) for _ in range(12)))
+    assert [reply["response"] for reply in replies] == ["Hello."] * 12
+    assert one.calls + two.calls == 12
+    assert min(one.calls, two.calls) > 0
+
+
+async def test_replicas_are_found_by_the_services_api_and_tell_their_models(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider()})
+    ping = read(await nc.request("$SRV.PING.sidecar", b"", timeout=2))
+    assert (ping["name"], ping["metadata"]["replica"]) == ("sidecar", "test")
+    models = {row["model"]: row for row in read(await nc.request("llm.models", b"", timeout=2))["models"]}
+    assert (models["haiku"]["available"], models["gemini"]["available"]) == (True, False)
+    assert (models["llama"]["available"], models["llama"]["answered_by"]) == (False, "gpt-oss-120b")

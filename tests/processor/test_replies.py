@@ -1,0 +1,111 @@
+"""Replies reach clients that come late, and are kept once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import orjson
+import pytest
+from nats.aio.client import Client
+
+from processor.bus import Bus
+from processor.errors import ErrorType, RequestError
+from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
+from providers.base import Opened, TextDelta
+from providers.scripted import Pause, ScriptedProvider
+from tests.conftest import StartProcessor, make_settings
+from tests.processor.test_end_to_end import answer
+from tests.talk import ask_stream, body, read
+from tests.wait import wait_until
+
+
+@pytest.fixture
+async def bus(nc: Client, nats_url: str) -> AsyncIterator[Bus]:
+    made = Bus()
+    await made.connect(nats_url, make_settings(), name="test")
+    yield made
+    await made.close()
+
+
+def ending(bus: Bus, text: str = "too late") -> Ending:
+    outbox = Outbox(bus, Probes(bus), "job-1", reply_to=None, stream=False)
+    return Ending.of(outbox, RequestError(ErrorType.UNAVAILABLE, text, retry_after_s=2))
+
+
+async def test_a_client_that_reconnects_within_seconds_still_gets_its_final_reply(
+    nc: Client, start: StartProcessor
+) -> None:
+    await start({"anthropic": ScriptedProvider(answer())})
+    place = nc.new_inbox()
+    await nc.jetstream().publish("llm.request.high.job-1", body(), headers={"Reply-To": place})
+
+    async def is_done() -> bool:
+        return (await nc.jetstream().stream_info("LLM_REQUESTS")).state.messages == 0
+
+    await wait_until(is_done)  # answered and acknowledged, and nobody has heard it
+    late = await nc.subscribe(place)
+    assert read(await late.next_msg(timeout=5))["response"] == "Hello."
+
+
+async def test_the_first_ending_counts(bus: Bus) -> None:
+    replies = Replies(bus)
+    assert await replies.ending("job-1") is None
+    first, second = ending(bus, "first"), ending(bus, "second")
+    assert [await replies.store("job-1", first), await replies.store("job-1", second)] == [True, False]
+    assert await replies.ending("job-1") == first
+
+
+async def test_an_ending_is_waited_for_and_found_whether_it_came_before_or_after(bus: Bus) -> None:
+    replies = Replies(bus)
+    assert await replies.wait_for_ending("job-1", 0.05) is None
+    waiting = asyncio.create_task(replies.wait_for_ending("job-1", 5))
+    await replies.store("job-1", ending(bus))
+    assert await waiting == await replies.wait_for_ending("job-1", 5) == ending(bus)
+
+
+async def test_what_nobody_hears_is_given_up_after_a_while(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("processor.replies._DELIVER_S", 0.3)
+    probes = Probes(bus)
+    await probes.start()
+    assert await probes.deliver("_INBOX.nobody", ending(bus), sentinel=True) is False
+
+
+async def test_an_error_carries_the_services_headers(bus: Bus) -> None:
+    made = ending(bus, "a\nlong\tstöry")
+    assert made.event is ReplyEvent.ERROR
+    assert made.headers["Nats-Service-Error-Code"] == "503"
+    assert made.headers["Nats-Service-Error"] == "a long st?ry"
+    assert orjson.loads(made.body)["error"] == {
+        "type": "unavailable",
+        "message": "a\nlong\tstöry",
+        "request_id": "job-1",
+        "retry_after_s": 2,
+    }
+
+
+async def test_a_stream_that_fails_still_ends_with_the_empty_message(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider([Opened(), TextDelta("x"), Pause(30)])})
+    streamed = await ask_stream(nc, body(stream=True, deadline_ms=100))
+    assert streamed.events() == ["delta", "error"]
+    assert streamed.seqs() == [0, 1]
+
+
+async def test_a_request_without_stream_gets_exactly_one_message(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider()})
+    inbox = nc.new_inbox()
+    sub = await nc.subscribe(inbox)
+    await nc.publish("llm.request.high", body("first"), reply=inbox)
+    assert read(await sub.next_msg(timeout=5))["response"] == "first"
+    # The second answer comes later than anything the first could still send.
+    await nc.publish("llm.request.high", body("second"), reply=inbox)
+    assert read(await sub.next_msg(timeout=5))["response"] == "second"
+
+
+async def test_streaming_can_be_switched_off(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider()}, enable_streaming=False)
+    inbox = nc.new_inbox()
+    sub = await nc.subscribe(inbox)
+    await nc.publish("llm.request.high", body("a b c", stream=True), reply=inbox)
+    msg = await sub.next_msg(timeout=5)
+    assert (read(msg)["response"], (msg.headers or {})["Sidecar-Event"]) == ("a b c", "final")
