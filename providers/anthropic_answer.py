@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from providers.base import Event, Finished, FinishReason, TextDelta, ThinkingDelta, ToolCallDelta, Usage, UsageSeen
+from providers.codec import token_count
 from providers.errors import BadResponse
 from providers.exchange import Refused
 
@@ -146,18 +147,16 @@ class AnthropicAnswer:
 def usage_of(raw: Mapping[str, Any]) -> Usage:
     """Anthropic's figures add up: `input_tokens` are fresh, cache reads and writes stand beside them."""
 
-    def count(figures: Any, name: str) -> int:
-        value = figures.get(name) if isinstance(figures, Mapping) else None
-        return int(value) if isinstance(value, int | float) and value > 0 else 0
-
     split = raw.get("cache_creation")
-    hour = count(split, "ephemeral_1h_input_tokens")
-    written = max(count(raw, "cache_creation_input_tokens"), hour + count(split, "ephemeral_5m_input_tokens"))
-    output = count(raw, "output_tokens")
-    thinking = min(output, count(raw.get("output_tokens_details"), "thinking_tokens"))
+    hour = token_count(split, "ephemeral_1h_input_tokens")
+    written = max(
+        token_count(raw, "cache_creation_input_tokens"), hour + token_count(split, "ephemeral_5m_input_tokens")
+    )
+    output = token_count(raw, "output_tokens")
+    thinking = min(output, token_count(raw.get("output_tokens_details"), "thinking_tokens"))
     return Usage(
-        input_fresh=count(raw, "input_tokens"),
-        cache_read=count(raw, "cache_read_input_tokens"),
+        input_fresh=token_count(raw, "input_tokens"),
+        cache_read=token_count(raw, "cache_read_input_tokens"),
         cache_write_5m=written - hour,
         cache_write_1h=hour,
         output_visible=output - thinking,

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import orjson
-
-from providers.base import Image, Json, JsonFormat, Message, Part, Prompt, Text, ToolCall, ToolChoice, ToolResult
+from providers.base import Image, Json, JsonFormat, Part, Prompt, Text, ToolCall, ToolChoice, ToolResult
+from providers.codec import call_arguments, system_text
 from providers.errors import Unsupported
 
+VENDOR: Final = "Anthropic"
 MAX_TEMPERATURE: Final = 1.0
 _IMAGES: Final = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "none": "none", "required": "any", "named": "tool"}
@@ -33,7 +33,7 @@ def encode(prompt: Prompt, transform: SchemaTransform, *, stream: bool) -> dict[
     body: dict[str, Json] = {"model": prompt.model, "max_tokens": prompt.max_tokens, "messages": _turns(prompt)}
     if stream:
         body["stream"] = True
-    if system := _system(prompt.messages):
+    if system := system_text(prompt.messages, VENDOR):
         body["system"] = system
     if prompt.temperature is not None:
         body["temperature"] = prompt.temperature
@@ -66,15 +66,6 @@ def _json_format(wanted: JsonFormat, transform: SchemaTransform) -> dict[str, Js
         raise Unsupported(f"Anthropic cannot express this JSON schema: {error}") from error
 
 
-def _system(messages: tuple[Message, ...]) -> str:
-    texts: list[str] = []
-    for part in (part for message in messages if message.role == "system" for part in message.parts):
-        if not isinstance(part, Text):
-            raise Unsupported("Anthropic's system prompt takes text only")
-        texts.append(part.text)
-    return "\n\n".join(filter(None, texts))
-
-
 def _turns(prompt: Prompt) -> list[dict[str, Json]]:
     """The turns, consecutive ones of a role joined: all results of parallel calls have to stand in one turn."""
     turns: list[dict[str, Json]] = []
@@ -100,7 +91,12 @@ def _block(part: Part) -> dict[str, Json] | None:
         case Image():
             return {"type": "image", "source": _source(part)}
         case ToolCall(call_id, name, arguments):
-            return {"type": "tool_use", "id": _call_id(call_id), "name": name, "input": _input(name, arguments)}
+            return {
+                "type": "tool_use",
+                "id": _call_id(call_id),
+                "name": name,
+                "input": call_arguments(name, arguments, VENDOR),
+            }
         case ToolResult(call_id, content, is_error):
             block = {"type": "tool_result", "tool_use_id": _call_id(call_id), "content": content}
             return block | {"is_error": True} if is_error else block
@@ -119,13 +115,3 @@ def _source(image: Image) -> dict[str, Json]:
 def _call_id(call_id: str) -> str:
     """Another vendor's id in the letters that Anthropic allows."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", call_id)
-
-
-def _input(name: str, arguments: str) -> dict[str, Json]:
-    try:
-        value = orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise Unsupported(f"Anthropic takes a JSON object as arguments of a call, and {name!r} has none")
-    return value

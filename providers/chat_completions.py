@@ -26,6 +26,7 @@ from providers.base import (
     Usage,
     UsageSeen,
 )
+from providers.codec import token_count
 from providers.errors import BadResponse, Unsupported
 from providers.exchange import Refused
 
@@ -232,13 +233,9 @@ class ChatAnswer:
 def usage_of(raw: Mapping[str, Any]) -> Usage:
     """Take OpenAI's `usage` apart: cached tokens are part of the prompt's, reasoning part of the completion's."""
 
-    def count(name: str, figures: Any = raw) -> int:
-        value = figures.get(name) if isinstance(figures, Mapping) else None
-        return int(value) if isinstance(value, int | float) and value > 0 else 0
-
-    prompt, completion = count("prompt_tokens"), count("completion_tokens")
-    cached = min(prompt, count("cached_tokens", raw.get("prompt_tokens_details")))
-    thinking = min(completion, count("reasoning_tokens", raw.get("completion_tokens_details")))
+    prompt, completion = token_count(raw, "prompt_tokens"), token_count(raw, "completion_tokens")
+    cached = min(prompt, token_count(raw.get("prompt_tokens_details"), "cached_tokens"))
+    thinking = min(completion, token_count(raw.get("completion_tokens_details"), "reasoning_tokens"))
     return Usage(
         input_fresh=prompt - cached,
         cache_read=cached,

@@ -78,10 +78,9 @@ class Vendor:
     def error(self, kind: type[ProviderError], refused: Refused, api_key: str, **said: Any) -> ProviderError:
         """A `kind` of error out of what the vendor said; `said` overrides what was read."""
         body = refused.body
-        told = body.get("type") or body.get("code")
         fields = {
             "status": refused.status,
-            "vendor_type": told if isinstance(told, str) else None,
+            "vendor_type": next((v for k in ("type", "code", "status") if isinstance(v := body.get(k), str)), None),
             "retry_after_s": retry_after_seconds(refused.headers),
             "vendor_request_id": refused.headers.get(self.request_id),
             "headers": rate_limit_headers(refused.headers),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -16,46 +15,26 @@ from providers.gemini_answer import GeminiAnswer
 from providers.gemini_codec import calls_so_far, encode
 from providers.gemini_errors import kind_of, status_of, wait_of
 from providers.gemini_wire import Connection, RawWire, connect
+from providers.late import LateProvider
 
 _GEMINI: Final = Vendor("Gemini", "x-goog-request-id")
 
 
-class GeminiProvider:
+class GeminiProvider(LateProvider[Connection]):
     """Google's Gemini API. `Endpoint.api_version` None means the SDK's default (v1); many proxies serve v1beta only."""
 
     def __init__(self, endpoint: Endpoint, name: str = "gemini") -> None:
-        self._endpoint = endpoint
-        self._name = name
-        self._opening = asyncio.Lock()
-        self._connection: Connection | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
+        super().__init__(endpoint, name)
 
     @property
     def raw(self) -> bool:
         """Whether answers are read as raw bytes; False before `open`, and after it with an SDK of another make."""
-        return self._connection is not None and isinstance(self._connection.wire, RawWire)
-
-    async def open(self) -> None:
-        """Import the SDK and build its client.
-
-        Raises:
-            BadCredentials: there is no key.
-        """
-        await self._opened()
-
-    async def aclose(self) -> None:
-        """Close all connections. The next `stream` opens anew."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.aclose()
+        return self._client is not None and isinstance(self._client.wire, RawWire)
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Event]:
         """The events of one call, as `Provider.stream` says."""
         body = encode(prompt)
-        connection = await self._opened()
+        connection = await self.opened()
         post = connection.wire.post(prompt.model, body, stream=is_streamed(prompt))
         answer = GeminiAnswer(prompt.model, calls_so_far(prompt))
         events = exchange(post, answer, prompt, vendor=_GEMINI, error_of=self._error)
@@ -63,20 +42,22 @@ class GeminiProvider:
             async for event in events:
                 yield event
 
-    async def _opened(self) -> Connection:
-        async with self._opening:
-            if self._connection is None:
-                try:
-                    self._connection = await connect(self._endpoint)
-                except ValueError as error:
-                    raise BadCredentials(safe_message(str(error), self._endpoint.api_key)) from error
-            return self._connection
+    async def connect(self) -> Connection:
+        """Import the SDK and build its client.
+
+        Raises:
+            BadCredentials: there is no key.
+        """
+        try:
+            return await connect(self.endpoint)
+        except ValueError as error:
+            raise BadCredentials(safe_message(str(error), self.endpoint.api_key)) from error
 
     def _error(self, refused: Refused) -> ProviderError:
         body = refused.body
         status = refused.status or status_of(body)
-        said: dict[str, Any] = {"status": status, "vendor_type": body.get("status")}
+        said: dict[str, Any] = {"status": status}
         wait = wait_of(body, datetime.now(UTC))
         if wait is not None:
             said["retry_after_s"] = wait
-        return _GEMINI.error(kind_of(status, body), refused, self._endpoint.api_key, **said)
+        return _GEMINI.error(kind_of(status, body), refused, self.endpoint.api_key, **said)

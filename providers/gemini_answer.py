@@ -18,6 +18,7 @@ from providers.base import (
     Usage,
     UsageSeen,
 )
+from providers.codec import token_count
 from providers.errors import BadResponse, ModelNoise
 from providers.exchange import Refused
 
@@ -197,8 +198,7 @@ def usage_of(raw: Mapping[str, Any]) -> Usage:
     """
 
     def count(name: str) -> int:
-        value = raw.get(name)
-        return int(value) if isinstance(value, int | float) and value > 0 else 0
+        return token_count(raw, name)
 
     prompt, cached, tool = count("promptTokenCount"), count("cachedContentTokenCount"), count("toolUsePromptTokenCount")
     visible, thoughts, total = count("candidatesTokenCount"), count("thoughtsTokenCount"), count("totalTokenCount")

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-import orjson
-
-from providers.base import Image, Json, JsonFormat, Message, Part, Prompt, Text, Tool, ToolCall, ToolChoice, ToolResult
+from providers.base import Image, Json, JsonFormat, Part, Prompt, Text, Tool, ToolCall, ToolChoice, ToolResult
+from providers.codec import call_arguments, json_object, system_text
 from providers.errors import Unsupported
 from providers.gemini_schema import gemini_schema
 
+VENDOR: Final = "Gemini"
 MAX_STOP_SEQUENCES: Final = 5
 SMALL_ANSWER_TOKENS: Final = 2048
 """Below this many output tokens thinking is held down, lest it eat them all."""
@@ -38,7 +38,7 @@ def encode(prompt: Prompt) -> dict[str, Json]:
     if not contents:
         raise Unsupported("Gemini needs a message other than the system's")
     body: dict[str, Json] = {"contents": contents, "generationConfig": _generation_config(prompt)}
-    system = _system(prompt.messages)
+    system = system_text(prompt.messages, VENDOR)
     if system:
         body["systemInstruction"] = {"parts": [{"text": system}]}
     if prompt.tools:
@@ -125,18 +125,6 @@ def _calling(choice: ToolChoice) -> dict[str, Json]:
     return config
 
 
-def _system(messages: tuple[Message, ...]) -> str:
-    texts: list[str] = []
-    for message in messages:
-        if message.role != "system":
-            continue
-        for part in message.parts:
-            if not isinstance(part, Text):
-                raise Unsupported("Gemini's system instruction takes text only")
-            texts.append(part.text)
-    return "\n\n".join(filter(None, texts))
-
-
 def _contents(prompt: Prompt) -> list[dict[str, Json]]:
     """The turns, consecutive ones of a role joined: all results of parallel calls have to stand in one turn."""
     contents: list[dict[str, Json]] = []
@@ -169,7 +157,7 @@ def _part(part: Part, names: dict[str, str]) -> dict[str, Json] | None:
             return _image(part)
         case ToolCall(call_id, name, arguments, signature):
             names[call_id] = name
-            call = {"functionCall": {"id": call_id, "name": name, "args": _arguments(name, arguments)}}
+            call = {"functionCall": {"id": call_id, "name": name, "args": call_arguments(name, arguments, VENDOR)}}
             return call if signature is None else {**call, "thoughtSignature": signature}
         case ToolResult(call_id):
             if call_id not in names:
@@ -203,24 +191,9 @@ def _image(image: Image) -> dict[str, Json]:
     return {"fileData": {"mimeType": media_type, "fileUri": url}}
 
 
-def _arguments(name: str, arguments: str) -> Mapping[str, Json]:
-    value = _object(arguments or "{}")
-    if value is None:
-        raise Unsupported(f"Gemini takes a JSON object as arguments of a call, and {name!r} has none")
-    return value
-
-
 def _response(result: ToolResult) -> Mapping[str, Json]:
     """A tool's answer as the object that Gemini asks for; `output` and `error` are its own words."""
     if result.is_error:
         return {"error": result.content}
-    value = _object(result.content)
+    value = json_object(result.content)
     return {"output": result.content} if value is None else value
-
-
-def _object(text: str) -> dict[str, Json] | None:
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,7 @@ from providers.chat_completions import ChatAnswer, encode
 from providers.embedded_model import EmbeddedModel
 from providers.errors import PromptTooLarge, ProviderError, VendorError
 from providers.exchange import Refused, Reply, Vendor, exchange, is_streamed
+from providers.late import LateProvider
 from providers.sse import data_of_events
 
 if TYPE_CHECKING:
@@ -26,78 +26,70 @@ _CONTEXT_ERRORS: Final = ("exceed_context_size", "context_length_exceeded")
 _CONTEXT_WORDS: Final = ("maximum context length", "exceeds the available context size")
 
 
-class LocalProvider:
-    """Chat completions at `endpoint.base_url`, or at an embedded model's server, which it then owns.
+class LocalWire:
+    """One session to one server, and the embedded model behind it, if there is one.
 
     There is no vendor and so no SDK: the requests go out over aiohttp, as those of the SDKs do in the end.
     """
 
-    def __init__(self, endpoint: Endpoint, embedded: EmbeddedModel | None = None, name: str = "local") -> None:
-        self._endpoint = endpoint
+    def __init__(self, session: aiohttp.ClientSession, url: str, embedded: EmbeddedModel | None) -> None:
+        self._session = session
+        self._url = url
         self._embedded = embedded
-        self._name = name
-        self._opening = asyncio.Lock()
-        self._session: aiohttp.ClientSession | None = None
-        self._url = ""
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    async def open(self) -> None:
-        """Start the embedded model, if there is one, and open the session."""
-        await self._opened()
+    @asynccontextmanager
+    async def post(self, body: Mapping[str, Json], *, stream: bool) -> AsyncIterator[Reply]:
+        """Send one request. Raises `Refused`, and aiohttp's own errors."""
+        headers = {"Content-Type": "application/json"}
+        data = orjson.dumps(body)
+        async with self._session.post(self._url, data=data, headers=headers, allow_redirects=False) as response:
+            if response.status != 200:
+                raise Refused(response.status, error_body(await response.read()), response.headers)
+            yield Reply(response.headers, _events(response) if stream else _whole(response))
 
     async def aclose(self) -> None:
         """Close all connections, and the embedded model."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._session.close()
         if self._embedded is not None:
             await self._embedded.stop()
+
+
+class LocalProvider(LateProvider[LocalWire]):
+    """Chat completions at `endpoint.base_url`, or at an embedded model's server, which it then owns."""
+
+    def __init__(self, endpoint: Endpoint, embedded: EmbeddedModel | None = None, name: str = "local") -> None:
+        super().__init__(endpoint, name)
+        self._embedded = embedded
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Event]:
         """The events of one call, as `Provider.stream` says."""
         streamed = is_streamed(prompt)
         body = encode(prompt, stream=streamed, limit_name="max_tokens")
-        post = self._post(await self._opened(), body, stream=streamed)
+        post = (await self.opened()).post(body, stream=streamed)
         answer = ChatAnswer(prompt.model, _LOCAL.title)
         events = exchange(post, answer, prompt, vendor=_LOCAL, error_of=self._error)
         async with aclosing(events):
             async for event in events:
                 yield event
 
-    async def _opened(self) -> aiohttp.ClientSession:
-        async with self._opening:
-            if self._session is None:
-                import aiohttp
+    async def connect(self) -> LocalWire:
+        """Start the embedded model, if there is one, and open the session."""
+        import aiohttp
 
-                base_url = await self._embedded.start() if self._embedded else self._endpoint.base_url or ""
-                self._url = completions_url(base_url)
-                self._session = aiohttp.ClientSession(
-                    # llama.cpp closes kept connections without a word, and a new one costs nothing nearby.
-                    connector=aiohttp.TCPConnector(limit=self._endpoint.connections, force_close=True),
-                    timeout=aiohttp.ClientTimeout(
-                        total=None,
-                        sock_connect=self._endpoint.connect_timeout_s,
-                        sock_read=self._endpoint.read_timeout_s,
-                    ),
-                    headers={"Authorization": f"Bearer {self._endpoint.api_key}"} if self._endpoint.api_key else None,
-                )
-            return self._session
-
-    @asynccontextmanager
-    async def _post(
-        self, session: aiohttp.ClientSession, body: Mapping[str, Json], *, stream: bool
-    ) -> AsyncIterator[Reply]:
-        headers = {"Content-Type": "application/json"}
-        async with session.post(self._url, data=orjson.dumps(body), headers=headers, allow_redirects=False) as response:
-            if response.status != 200:
-                raise Refused(response.status, error_body(await response.read()), response.headers)
-            yield Reply(response.headers, _events(response) if stream else _whole(response))
+        endpoint = self.endpoint
+        base_url = await self._embedded.start() if self._embedded else endpoint.base_url or ""
+        session = aiohttp.ClientSession(
+            # llama.cpp closes kept connections without a word, and a new one costs nothing nearby.
+            connector=aiohttp.TCPConnector(limit=endpoint.connections, force_close=True),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=endpoint.connect_timeout_s, sock_read=endpoint.read_timeout_s
+            ),
+            headers={"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else None,
+        )
+        return LocalWire(session, completions_url(base_url), self._embedded)
 
     def _error(self, refused: Refused) -> ProviderError:
-        return _LOCAL.error(kind_of(refused.status, refused.body), refused, self._endpoint.api_key)
+        return _LOCAL.error(kind_of(refused.status, refused.body), refused, self.endpoint.api_key)
 
 
 def completions_url(base_url: str) -> str:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, ClassVar
 
 import orjson
 
-from providers.base import Endpoint, Event, Json, Prompt
+from providers.base import Event, Json, Prompt
 from providers.boundary import error_body
 from providers.errors import ProviderError
 from providers.exchange import Answer, Refused, Reply, Vendor, exchange, is_streamed
+from providers.late import LateProvider
 from providers.sse import data_of_events
 
 _UNREAD = {"X-Stainless-Raw-Response": "stream"}
@@ -71,19 +72,13 @@ async def _whole(response: Any) -> AsyncGenerator[bytes]:
     yield await response.aread()
 
 
-class StainlessProvider(ABC):
+class StainlessProvider(LateProvider[StainlessWire]):
     """A provider that says how to build its SDK's client, what to send, and what its errors mean; the rest is here."""
 
     vendor: ClassVar[Vendor]
     sdk_name: ClassVar[str]
     http_name: ClassVar[str]
     """The HTTP library that the SDK is built on: "httpx2" or "httpx"."""
-
-    def __init__(self, endpoint: Endpoint, name: str) -> None:
-        self.endpoint = endpoint
-        self._name = name
-        self._opening = asyncio.Lock()
-        self._wire: StainlessWire | None = None
 
     @abstractmethod
     def client(self, sdk: Any, **shared: Any) -> Any:
@@ -98,23 +93,9 @@ class StainlessProvider(ABC):
     def kind_of(status: int | None, body: Mapping[str, Json]) -> type[ProviderError]:
         """Which error of ours the vendor's is; `status` is None inside a 200."""
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    async def open(self) -> None:
-        """Import the SDK and build its client."""
-        await self._opened()
-
-    async def aclose(self) -> None:
-        """Close all connections. The next `stream` opens anew."""
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            await wire.aclose()
-
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Event]:
         """The events of one call, as `Provider.stream` says."""
-        wire = await self._opened()
+        wire = await self.opened()
         streamed = is_streamed(prompt)
         path, body, answer = self.call(prompt, wire.sdk, stream=streamed)
         post = wire.post(path, body, stream=streamed)
@@ -123,12 +104,9 @@ class StainlessProvider(ABC):
             async for event in events:
                 yield event
 
-    async def _opened(self) -> StainlessWire:
-        async with self._opening:
-            if self._wire is None:
-                # In a thread: the import takes a second or two, and the client reads the certificate store.
-                self._wire = await asyncio.to_thread(self._connect)
-            return self._wire
+    async def connect(self) -> StainlessWire:
+        # In a thread: the import takes a second or two, and the client reads the certificate store.
+        return await asyncio.to_thread(self._connect)
 
     def _connect(self) -> StainlessWire:
         sdk = importlib.import_module(self.sdk_name)
