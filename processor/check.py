@@ -18,6 +18,7 @@ import orjson
 import psutil
 from nats.aio.client import Client
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from processor import broker, jetstream, subjects
@@ -46,7 +47,7 @@ async def report(settings: Settings, *, timing: bool, serving: bool) -> int:
     findings = [finding async for finding in _findings(settings, serving=serving)]
     table = Table("", "", "", box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        table.add_row(_MARK[finding.state], finding.what, finding.detail)
+        table.add_row(_MARK[finding.state], finding.what, escape(finding.detail))
     Console().print(table)
     if timing:
         with Console(stderr=True).status("starting a sidecar, asking it once, then watching it idle …"):
@@ -156,7 +157,7 @@ async def _timing(settings: Settings) -> Table:
             await process.communicate()
     table = Table("", "", box=None, show_header=False, pad_edge=False)
     table.add_row("start to ready", f"{ready_s:.2f} s")
-    table.add_row("start to first answer", f"{answer_s:.2f} s" if answered is None else f"none: {answered}")
+    table.add_row("start to first answer", f"{answer_s:.2f} s" if answered is None else escape(f"none: {answered}"))
     for name, megabytes, percent in idle:
         table.add_row(f"idle: {name}", f"{megabytes:.0f} MB, {percent:.1f} % of a core")
     return table

@@ -74,7 +74,10 @@ def verdict(failures: Sequence[tuple[str, ProviderError]], refusals: Sequence[tu
         kind = ErrorType.TOO_LARGE if isinstance(error, PromptTooLarge) else ErrorType.INVALID_REQUEST
         return RequestError(kind, f"{model}: {error.message}")
     last = {model: f"{model}: {error.message} ({error.kind})" for model, error in failures}
-    said = [*last.values(), *(f"{model}: {reason}" for model, reason in refusals if model not in last)]
+    alike: dict[str, list[str]] = {}
+    for model, reason in refusals:
+        alike.setdefault(reason, []).append(model)
+    said = [*last.values(), *(f"{', '.join(models)}: {reason}" for reason, models in alike.items())]
     waits = [error.retry_after_s for _, error in failures if error.retry_after_s is not None]
     return RequestError(
         ErrorType.UNAVAILABLE,

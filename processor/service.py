@@ -148,6 +148,8 @@ class Processor:
             warming = tasks.create_task(self._open_providers())
             await self._bus.nc.flush(timeout=5)  # ready means: the server knows our subscriptions
             on_ready()
+            if not self._providers:
+                log.warning("no provider is configured: every request will fail; `sidecar check` says what is missing")
             log.info("processor ready", replica=self._replica, providers=sorted(self._providers))
             await self._stopping.wait()
             log.info("stopping", running=len(self._worker.running))

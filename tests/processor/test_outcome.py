@@ -86,11 +86,11 @@ def test_attempts_are_bounded_pauses_are_bounded_and_indexes_are_candidates(
 def test_the_verdict_says_why_each_candidate_failed_and_when_to_come_back() -> None:
     error = verdict(
         [("haiku", Overloaded("busy", retry_after_s=9)), ("llama", RateLimited("slow", retry_after_s=3))],
-        [("gemini", "provider gemini is not configured")],
+        [("gemini", "not configured"), ("kimi", "it has no images"), ("local", "not configured")],
     )
     assert (error.type, error.retry_after_s) == (ErrorType.UNAVAILABLE, 3)
     assert error.message == (
-        "haiku: busy (overloaded); llama: slow (rate_limited); gemini: provider gemini is not configured"
+        "haiku: busy (overloaded); llama: slow (rate_limited); gemini, local: not configured; kimi: it has no images"
     )
 
 
