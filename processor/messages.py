@@ -268,6 +268,8 @@ def _named(error: ValidationError) -> RequestError:
     where, what = _path(deepest["loc"]), deepest["msg"]
     if deepest["type"] == "extra_forbidden":
         what = "unknown field"
+    elif deepest["type"] == "model_type" and not where:
+        where, what = "body", "it has to be a JSON object"
     elif deepest["type"] == "json_invalid":
         where, what = "body", f"not JSON: {what.removeprefix('Invalid JSON: ')}"
     return RequestError(kind, (f"{where}: {what}" if where else what)[:500])
