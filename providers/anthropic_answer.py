@@ -76,6 +76,10 @@ class AnthropicAnswer:
         self.complete = False
         self.usage = Usage()
 
+    @property
+    def closed(self) -> bool:
+        return self.complete
+
     def feed(self, data: bytes) -> list[Event]:
         try:
             piece = _decode(data)

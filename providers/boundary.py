@@ -65,14 +65,11 @@ def transport_error(error: BaseException, *, opened: bool) -> ProviderError | No
     It is told by the module its class comes from, because the stacks are imported with the SDKs, late, and one SDK
     may raise another stack's errors. With `opened`, the answer had begun: the stream was cut.
     """
-    while error.__cause__ is not None:
-        # Each layer renames the one below it, and not always rightly: a dropped connection becomes a ConnectTimeout.
-        error = error.__cause__
-    modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    name = type(error).__name__
-    if not isinstance(error, OSError | TimeoutError | EOFError) and not modules.intersection(_STACKS):
+    root = _root(error)
+    if root is None:
         return None
-    if isinstance(error, TimeoutError) or "Timeout" in name:
+    name = type(root).__name__
+    if isinstance(root, TimeoutError) or "Timeout" in name:
         where = "in the middle of its answer" if opened else "before its answer began"
         return TimedOut(f"the vendor was silent for too long {where}")
     if opened:
@@ -80,6 +77,22 @@ def transport_error(error: BaseException, *, opened: bool) -> ProviderError | No
     if name in {"DecodingError", "ContentTypeError", "InvalidURL"}:
         return BadResponse(f"the vendor's answer cannot be read ({name})")
     return ConnectionFailed(f"the vendor cannot be reached ({name})")
+
+
+def _root(error: BaseException) -> BaseException | None:
+    """The transport error at the bottom of the chain of causes.
+
+    Each layer renames the one below it, and not always rightly: a dropped connection becomes a ConnectTimeout. What
+    lies below the transport (the cancellation inside a timeout, zlib's error inside a decoding error) says less.
+    """
+    root: BaseException | None = None
+    step: BaseException | None = error
+    while step is not None:
+        modules = {cls.__module__.partition(".")[0] for cls in type(step).__mro__}
+        if isinstance(step, OSError | TimeoutError | EOFError) or modules.intersection(_STACKS):
+            root = step
+        step = step.__cause__
+    return root
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

@@ -170,15 +170,20 @@ class ChatAnswer:
         self._model = model
         self._title = title
         self._indexes: dict[int, int] = {}
+        self._ids: dict[int, str | None] = {}
         self._calls = 0
         self._reason: str | None = None
-        self.complete = False
+        self.closed = False
         self.usage = Usage()
+
+    @property
+    def complete(self) -> bool:
+        return self._reason is not None
 
     def feed(self, data: bytes) -> list[Event]:
         if data.strip() == _DONE:
             # Without a finish reason before it, the end of the stream is not the end of an answer.
-            self.complete = self._reason is not None
+            self.closed = self.complete
             return []
         try:
             chunk = _decode(data)
@@ -218,15 +223,21 @@ class ChatAnswer:
             events += [self._call(call) for call in said.tool_calls or ()]
         self._reason = choice.finish_reason or self._reason
         if choice.message is not None:
-            self.complete = self._reason is not None
+            self.closed = self.complete
 
     def _call(self, call: _ToolCall) -> ToolCallDelta:
-        """A piece of a call. A server that leaves the index out means the last call, or with an id a new one."""
-        named = call.index if call.index is not None else -1
-        if (named == -1 and call.id) or named not in self._indexes:
-            self._indexes[named] = self._calls
-            self._calls += 1
+        """A piece of a call.
+
+        Servers that leave the index out, or give all calls the same, begin a new one with another id and a name; the
+        id alone does not tell, for some mint one for every piece.
+        """
         function = call.function or _Function()
+        named = call.index if call.index is not None else -1
+        began = self._ids.get(named)
+        if named not in self._indexes or (function.name and call.id and call.id != began):
+            self._indexes[named] = self._calls
+            self._ids[named] = call.id
+            self._calls += 1
         return ToolCallDelta(self._indexes[named], call.id, function.name, function.arguments or "")
 
 

@@ -19,8 +19,11 @@ from providers.boundary import (
 )
 from providers.errors import BadResponse, ModelNoise, ProviderError, StreamCut
 
-STREAMED_FROM_TOKENS: Final = 8192
-"""Answers that may grow larger are streamed even when nobody watches: a whole one would look like silence."""
+STREAMED_FROM_TOKENS: Final = 4096
+"""Answers that may grow larger are streamed even when nobody watches: a whole one would look like silence.
+
+A minute of silence is the usual timeout, and the slower of the catalog's models write some seventy tokens a second.
+"""
 
 LAST_WORDS_S: Final = 2.0
 """How long to wait for the end of the connection once the answer is complete."""
@@ -55,7 +58,14 @@ class Answer(Protocol):
     """
 
     @property
-    def complete(self) -> bool: ...
+    def complete(self) -> bool:
+        """Whether the vendor has said why it stopped, so that an orderly end of the stream is the answer's end."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of the answer can follow, however the connection ends. Implies `complete`."""
+        ...
 
     @property
     def usage(self) -> Usage: ...
@@ -113,9 +123,9 @@ async def exchange(
                     events = answer.feed(data)
                     for event in events if prompt.stream else joined(events):
                         yield event
-                    if answer.complete:
+                    if answer.closed:
                         break
-                if answer.complete:
+                if answer.closed:
                     for event in await _last_words(reply, answer):
                         yield event
     except Refused as refused:

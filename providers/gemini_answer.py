@@ -107,11 +107,16 @@ class GeminiAnswer:
         self._reason: str | None = None
         self._message: str | None = None
         self._blocked = False
+        self._told_at_the_end = False
 
     @property
     def complete(self) -> bool:
-        """Whether the vendor has said why it stopped."""
         return self._reason is not None
+
+    @property
+    def closed(self) -> bool:
+        """Some servers give a finish reason with every chunk: it is the last only where a chunk had come without."""
+        return self.complete and self._told_at_the_end
 
     def feed(self, data: bytes) -> list[Event]:
         """The events of one chunk (a GenerateContentResponse), or of a whole answer.
@@ -134,6 +139,7 @@ class GeminiAnswer:
                 self._candidate(candidate, events)
         if chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason and not self.complete:
             self._reason, self._blocked = chunk.prompt_feedback.block_reason, True
+        self._told_at_the_end |= not self.complete
         if chunk.usage_metadata is not None:
             before, self._usage = self._usage, usage_of(chunk.usage_metadata)
             if self._usage != before and not self.complete:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from datetime import UTC, datetime
 
 import aiohttp
@@ -43,6 +44,17 @@ def test_the_innermost_cause_counts_because_layers_rename_it() -> None:
     renamed = httpx.ConnectTimeout("renamed")
     renamed.__cause__ = aiohttp.ServerDisconnectedError()
     assert type(transport_error(renamed, opened=False)) is ConnectionFailed
+
+
+async def test_what_lies_below_the_transport_says_less() -> None:
+    with pytest.raises(TimeoutError) as late:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+    assert isinstance(late.value.__cause__, asyncio.CancelledError)
+    assert type(transport_error(late.value, opened=False)) is TimedOut
+    garbled = httpx.DecodingError("gzip")
+    garbled.__cause__ = zlib.error("incorrect header check")
+    assert type(transport_error(garbled, opened=False)) is BadResponse
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), asyncio.CancelledError()])

@@ -189,11 +189,46 @@ async def test_finish_reasons(vendor: Vendor, local: LocalProvider, told: str, r
     assert finished.reason is reason
 
 
-@pytest.mark.parametrize("frames", [TEXT, [*TEXT[:-1], DONE]], ids=["no [DONE]", "no finish reason"])
-async def test_a_stream_needs_a_finish_reason_and_done(vendor: Vendor, groq: GroqProvider, frames: list[Any]) -> None:
-    vendor.play = streamed(*frames)
+@pytest.mark.parametrize("end", [[DONE], []], ids=["[DONE]", "no [DONE]"])
+async def test_a_stream_without_a_finish_reason_was_cut(vendor: Vendor, groq: GroqProvider, end: list[Any]) -> None:
+    vendor.play = streamed(*TEXT[:-1], *end)
     with pytest.raises(StreamCut):
         await events_of(groq, prompt(stream=True))
+
+
+@pytest.mark.parametrize("end", [b"", b"data: [DONE]", b"data: [DONE]\n"])
+async def test_a_finish_reason_and_an_orderly_end_make_an_answer(
+    vendor: Vendor, groq: GroqProvider, end: bytes
+) -> None:
+    vendor.play = streamed(*TEXT, end)
+    assert isinstance((await events_of(groq, prompt(stream=True)))[-1], Finished)
+
+
+async def test_a_connection_that_breaks_before_done_cuts_the_stream(vendor: Vendor, groq: GroqProvider) -> None:
+    vendor.play = streamed(*TEXT, end="cut")
+    with pytest.raises(StreamCut):
+        await events_of(groq, prompt(stream=True))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "indexes"),
+    [
+        ([(0, "a", "rain"), (0, None, None), (0, "b", "rain"), (0, None, None)], [0, 0, 1, 1]),
+        ([(None, "a", "rain"), (None, None, None), (None, "b", "rain")], [0, 0, 1]),
+        ([(0, "a", "rain"), (0, "x", None), (0, "y", None), (1, "b", "rain")], [0, 0, 0, 1]),
+    ],
+    ids=["one index for all", "no index", "an id for every piece"],
+)
+def test_calls_are_told_apart_whatever_the_server_numbers(
+    pieces: list[tuple[int | None, str | None, str | None]], indexes: list[int]
+) -> None:
+    answer = ChatAnswer("m", "The server")
+    found: list[int] = []
+    for index, call_id, name in pieces:
+        piece = {"index": index, "id": call_id, "function": {"name": name, "arguments": "{}"}}
+        events = answer.feed(orjson.dumps({"choices": [{"delta": {"tool_calls": [piece]}}]}))
+        found += [event.index for event in events if isinstance(event, ToolCallDelta)]
+    assert found == indexes
 
 
 def test_unknown_fields_and_choices_are_ignored() -> None:

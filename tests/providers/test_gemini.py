@@ -424,9 +424,21 @@ async def test_a_stream_without_a_finish_reason_was_cut(vendor: Vendor, either: 
 async def test_a_rough_end_after_the_finish_reason_takes_nothing_from_the_answer(
     vendor: Vendor, gemini: GeminiProvider
 ) -> None:
-    vendor.play = streamed(chunk({"text": "a"}, finish="STOP", usage=USAGE), end="cut")
+    vendor.play = streamed(chunk({"text": "a"}), chunk({"text": "b"}, finish="STOP", usage=USAGE), end="cut")
     events = await events_of(gemini, prompt(stream=True))
     assert events[-1] == Finished(FinishReason.STOP, SPENT, "gemini-served", "STOP")
+
+
+async def test_a_finish_reason_with_every_chunk_ends_nothing_before_the_stream_does(
+    vendor: Vendor, gemini: GeminiProvider
+) -> None:
+    pieces = [chunk({"text": text}, finish="STOP", usage=USAGE) for text in "abc"]
+    vendor.play = streamed(*pieces)
+    events = await events_of(gemini, prompt(stream=True))
+    assert [event.text for event in events if isinstance(event, TextDelta)] == ["a", "b", "c"]
+    vendor.play = streamed(*pieces, end="cut")
+    with pytest.raises(StreamCut):
+        await events_of(gemini, prompt(stream=True))
 
 
 async def test_a_whole_answer_without_a_finish_reason_is_a_bad_response(vendor: Vendor, gemini: GeminiProvider) -> None:
