@@ -45,6 +45,14 @@ class Context:
     """The fields that all its audit events share."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A complete answer, and its attempt for the audit log: to be written where no cancellation can lose it."""
+
+    reply: FinalReply
+    attempt: Attempt
+
+
 class Answerer:
     """Calls vendors. It knows nothing of lanes, and its task may be cancelled at any moment."""
 
@@ -65,7 +73,7 @@ class Answerer:
         self._max_attempts = max_retries + 1
         self._jitter = jitter
 
-    async def answer(self, request: Request, context: Context) -> FinalReply:
+    async def answer(self, request: Request, context: Context) -> Answered:
         """The reply of the first candidate that completes.
 
         Raises:
@@ -75,7 +83,7 @@ class Answerer:
         chosen = route(
             request, self._catalog, available=self._providers.keys(), default=self._default_model, on=started
         )
-        plan = Plan(len(chosen.candidates), self._max_attempts, self._jitter)
+        plan = Plan([candidate.model.provider for candidate in chosen.candidates], self._max_attempts, self._jitter)
         step = plan.first()
         while step is not None:
             await asyncio.sleep(step.delay_s)
@@ -83,35 +91,33 @@ class Answerer:
             number = context.first_attempt + len(plan.failures)
             context.tally.attempts = number
             await context.outbox.begin(number)
+            run = _Run(number, datetime.now(UTC), time.monotonic(), Transcript())
             try:
-                run = await self._attempt(request, candidate, context, number)
+                await self._attempt(request, candidate, context, run)
             except ProviderError as error:
                 step = plan.failed(step.index, error, time.monotonic())
                 continue
-            return _final(run, candidate, chosen, started, context)
+            record = self._record(run, candidate, request, context, None)
+            return Answered(_final(run, candidate, chosen, started, context), record)
         failures = [(chosen.candidates[index].name, error) for index, error in plan.failures]
         raise verdict(failures, [(r.model, r.reason) for r in chosen.refusals])
 
-    async def _attempt(self, request: Request, candidate: Candidate, context: Context, number: int) -> _Run:
-        """Drive one provider's stream to its end, and write down what it used however it ended."""
+    async def _attempt(self, request: Request, candidate: Candidate, context: Context, run: _Run) -> None:
+        """Drive one provider's stream to its end, and write down what it used where it came to none."""
         model = candidate.model
         prompt = build_prompt(request, model_id=model.id, max_output=model.max_output, stream=context.outbox.stream)
-        run = _Run(number, datetime.now(UTC), time.monotonic(), Transcript())
         try:
             await self._drive(self._providers[model.provider], prompt, run, context.outbox)
         except ProviderError as error:
             failure = AuditError(
                 kind=error.kind, message=error.message, status=error.status, retry_after_s=error.retry_after_s
             )
-            await self._audit.write(self._record(run, candidate, request, context, failure))
+            self._audit.write_soon(self._record(run, candidate, request, context, failure))
             raise
         except asyncio.CancelledError:
-            # No await here: the event loop may be on its way out.
             gone = AuditError(kind="cancelled", message="stopped before the answer was complete")
             self._audit.write_soon(self._record(run, candidate, request, context, gone))
             raise
-        await self._audit.write(self._record(run, candidate, request, context, None))
-        return run
 
     async def _drive(self, provider: Provider, prompt: Prompt, run: _Run, outbox: Outbox) -> None:
         async with aclosing(provider.stream(prompt)) as events:

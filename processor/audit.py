@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+import nats.errors
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,10 +16,11 @@ from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.messages import Request
 from processor.reply_bodies import Usd
 from processor.subjects import AuditEvent, Priority
+from processor.tasks import OwnedTasks
 
 WRITE_TIMEOUT_S = 5.0
 MAX_UNWRITTEN = 1_000
-"""Events waiting for their PubAck; beyond it an event is dropped, counted and logged."""
+"""Events waiting for their PubAck beside their requests; beyond it one is dropped, counted and logged."""
 
 log = structlog.get_logger(__name__)
 
@@ -134,11 +135,11 @@ def message_id(entry: Received | Attempt | Ended) -> str:
 
 
 class AuditLog:
-    """Writes events. `write` waits for the PubAck; `write_soon` leaves it to a task that `run` owns."""
+    """Writes events, each in the order it was told. `write` waits for the PubAck, `write_soon` does not."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._queue: asyncio.Queue[Received | Attempt | Ended] = asyncio.Queue(MAX_UNWRITTEN)
+        self._writing = OwnedTasks()
         self.lost = 0
 
     async def write(self, entry: Received | Attempt | Ended) -> bool:
@@ -147,33 +148,21 @@ class AuditLog:
         subject = subjects.audit(entry.event, entry.id)
         try:
             headers = {"Nats-Msg-Id": message_id(entry)}
-            self._bus.check_size(body, headers)
-            await jetstream.publish(self._bus.nc, subject, body, headers, timeout_s=WRITE_TIMEOUT_S)
-        except (JetStreamUnavailable, JetStreamError, MessageTooLarge) as error:
+            await jetstream.publish(self._bus, subject, body, headers, timeout_s=WRITE_TIMEOUT_S)
+        except (JetStreamUnavailable, JetStreamError, MessageTooLarge, nats.errors.Error) as error:
             self._lose(entry, str(error))
             return False
         return True
 
     def write_soon(self, entry: Received | Attempt | Ended) -> None:
-        try:
-            self._queue.put_nowait(entry)
-        except asyncio.QueueFull:
-            self._lose(entry, "the buffer is full")
+        if len(self._writing) < MAX_UNWRITTEN:
+            self._writing.start(self.write(entry))
+        else:
+            self._lose(entry, "too many are being written")
 
-    async def run(self) -> None:
-        """Write what `write_soon` was given, for ever."""
-        while True:
-            entry = await self._queue.get()
-            await self.write(entry)
-            self._queue.task_done()
-
-    async def drain(self, timeout_s: float = WRITE_TIMEOUT_S) -> None:
-        """Wait until everything given to `write_soon` is written; what is left after `timeout_s` is lost, loudly."""
-        try:
-            await asyncio.wait_for(self._queue.join(), timeout_s)
-        except TimeoutError:
-            while not self._queue.empty():
-                self._lose(self._queue.get_nowait(), "the broker does not answer at shutdown")
+    async def drain(self) -> None:
+        """Wait until everything given to `write_soon` is written, or lost after `WRITE_TIMEOUT_S`."""
+        await self._writing.join()
 
     def _lose(self, entry: Received | Attempt | Ended, why: str) -> None:
         self.lost += 1

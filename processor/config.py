@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -75,6 +75,13 @@ class Settings(BaseSettings):
         for prefix in value:
             if prefix.startswith(("$", "llm.", "_")) or any(c in prefix for c in "*> ") or not prefix.endswith("."):
                 raise ValueError(f"{prefix!r}: a reply prefix ends in a dot, has no wildcard, and is none of ours or $")
+        return value
+
+    @field_validator("anthropic_base_url", "groq_base_url", "gemini_base_url", "local_base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            HttpUrl(value)  # raises with the reason; the text stays as the user wrote it
         return value
 
     @field_validator("sidecar_data_dir", "sidecar_catalog", "nats_creds")

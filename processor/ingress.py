@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,9 +16,10 @@ from processor.accept import FRESH_HEADER, TIMEOUT_HEADER, reply_subject
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable, PubAck
-from processor.messages import Request, decode_request
-from processor.replies import Ending, Probes, Replies, error_body, error_headers
+from processor.messages import Request, asks_for_stream, decode_request
+from processor.replies import Ending, Probes, Replies
 from processor.subjects import Priority
+from processor.tasks import OwnedTasks
 
 MAX_OPEN_ASKS = 1_000
 """Asks between arrival and their PubAck (or, joined to a run, their reply); one more is refused with `queue_full`."""
@@ -82,7 +82,7 @@ class Ingress:
         self._timeout_s = timeout_s
         self._prefixes = prefixes
         self._subs: list[Subscription] = []
-        self._open: set[asyncio.Task[None]] = set()
+        self._open = OwnedTasks()
 
     async def start(self) -> None:
         for priority in Priority:
@@ -93,11 +93,8 @@ class Ingress:
         """Take no more asks, let those on their way reach the queue, and give up the joined ones."""
         for sub in self._subs:
             await sub.unsubscribe()
-        if self._open:
-            await asyncio.wait(self._open, timeout=2)
-        for task in self._open:
-            task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await self._open.join(2)
+        await self._open.cancel()
 
     async def _on_ask(self, msg: Msg) -> None:
         # nats-py runs the callbacks of a subscription one after the other, so the work goes to a task of its own.
@@ -105,14 +102,12 @@ class Ingress:
             full = RequestError(ErrorType.QUEUE_FULL, "too many asks at once", retry_after_s=RETRY_AFTER_FULL_S)
             await self._refuse(msg, "", full)
             return
-        task = asyncio.create_task(self._serve(msg))
-        self._open.add(task)
-        task.add_done_callback(self._open.discard)
+        self._open.start(self._serve(msg))
 
     async def _serve(self, msg: Msg) -> None:
         headers = {str(k): v for k, v in (msg.headers or {}).items()}
         request_id = named_id(headers) or subjects.new_request_id()
-        if msg.reply and subjects.reply_to_refusal(msg.reply, request_id) is not None:
+        if msg.reply and not subjects.is_inbox(msg.reply):
             log.warning("ask refused: its reply subject is no inbox", reply=msg.reply)
             return
         try:
@@ -132,12 +127,12 @@ class Ingress:
             return
         ack = await self._enqueue(ask)
         if ask.detached:
-            await self._confirm(msg, ack or PubAck(subjects.REQUESTS, 0, duplicate=True))
-        if ack is None or ack.duplicate:
+            await self._confirm(msg, ack)
+        if ack.duplicate and not await self._is_kept_for(ask):
             await self._join(ask)
 
-    async def _enqueue(self, ask: Ask) -> PubAck | None:
-        """Keep the request. None: its id is queued already."""
+    async def _enqueue(self, ask: Ask) -> PubAck:
+        """Keep the request, unless its id is queued already."""
         headers = {"Nats-Msg-Id": ask.request_id, TIMEOUT_HEADER: str(int(self._timeout_s * 1000)), **ask.trace}
         if ask.reply_to is not None:
             headers["Reply-To"] = ask.reply_to
@@ -145,27 +140,33 @@ class Ingress:
             headers[FRESH_HEADER] = "1"
         subject = subjects.enqueue(ask.priority, ask.request_id)
         try:
-            self._bus.check_size(ask.body, headers)
-            return await jetstream.publish(self._bus.nc, subject, ask.body, headers, timeout_s=self._timeout_s)
+            return await jetstream.publish(self._bus, subject, ask.body, headers, timeout_s=self._timeout_s)
         except MessageTooLarge as error:
             raise RequestError(ErrorType.TOO_LARGE, f"body: {error}") from None
         except JetStreamError as error:
             if error.is_copy:
-                return None
+                return PubAck(subjects.REQUESTS, 0, duplicate=True)
             if error.is_full:
                 raise RequestError(
                     ErrorType.QUEUE_FULL, "the queue is full", retry_after_s=RETRY_AFTER_FULL_S
                 ) from error
             raise RequestError(ErrorType.UNAVAILABLE, f"the queue refused: {error.description}") from error
 
+    async def _is_kept_for(self, ask: Ask) -> bool:
+        """Whether what is queued answers to the same place: it is this ask (a PubAck got lost) or its repetition."""
+        if ask.fresh:
+            return True
+        subject = subjects.enqueue(ask.priority, ask.request_id)
+        queued = await jetstream.last_message(self._bus.nc, subjects.REQUESTS, subject)
+        return queued is not None and queued.headers.get("Reply-To") == ask.reply_to
+
     async def _join(self, ask: Ask) -> None:
         """The id is queued, running or just done: wait for that run's ending."""
         timeout_s = ask.request.deadline_ms / 1000 if ask.request.deadline_ms else self._timeout_s
         ending = await self._replies.wait_for_ending(ask.request_id, timeout_s)
         if ending is None:
-            raise RequestError(
-                ErrorType.DEADLINE_EXCEEDED, f"the earlier request {ask.request_id} has not ended in {timeout_s:g} s"
-            )
+            late = f"the earlier request {ask.request_id} has not ended in {timeout_s:g} s"
+            ending = Ending.refusal(ask.request_id, RequestError(ErrorType.DEADLINE_EXCEEDED, late))
         await self._hand_over(ask, ending)
 
     async def _hand_over(self, ask: Ask, ending: Ending) -> None:
@@ -181,10 +182,7 @@ class Ingress:
         if not msg.reply:
             log.warning("ask refused, and nobody to tell", error=error.message)
             return
-        sidecar = {
-            "Sidecar-Request-Id": request_id,
-            "Sidecar-Event": "error",
-            "Sidecar-Attempt": "1",
-            "Sidecar-Seq": "0",
-        }
-        await self._bus.publish(msg.reply, error_body(request_id, error), sidecar | error_headers(error))
+        ending = Ending.refusal(request_id, error)
+        await self._bus.publish(msg.reply, ending.body, ending.headers)
+        if asks_for_stream(msg.data):
+            await self._bus.publish(msg.reply, b"")

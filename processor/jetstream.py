@@ -13,9 +13,12 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from processor.bus import Bus, MessageTooLarge
+
 STREAM_LIMIT_REACHED = 10077
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
+MESSAGE_EXCEEDS_STREAM = 10054
 _ONE_TRY_S = 2.0
 _PAUSE_S = 0.25
 _PLACE_HEADERS = {
@@ -54,7 +57,7 @@ class JetStreamUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PubAck:
-    """The server's word that a message is kept (or, `duplicate`, was kept before)."""
+    """The server's word that a message is kept (or, `duplicate`, was kept before: maybe by a try of our own)."""
 
     stream: str
     seq: int
@@ -73,31 +76,36 @@ class StoredMessage:
 
 
 async def publish(
-    nc: Client, subject: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float = 10.0
+    bus: Bus, subject: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float = 10.0
 ) -> PubAck:
     """Publish and wait for the PubAck, trying again while there is no leader or no answer.
 
     A second try is safe because `headers` holds a `Nats-Msg-Id`: the server drops what it already has.
 
     Raises:
+        MessageTooLarge: for the broker, or for the stream.
         JetStreamError: the server refused.
         JetStreamUnavailable: no PubAck in `timeout_s` seconds.
     """
     assert "Nats-Msg-Id" in headers
+    bus.check_size(body, headers)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while True:
         left = deadline - loop.time()
         try:
-            answer = await nc.request(subject, body, timeout=max(0.05, min(left, _ONE_TRY_S)), headers=dict(headers))
-        except (nats.errors.NoRespondersError, nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError) as error:
+            answer = await bus.nc.request(
+                subject, body, timeout=max(0.05, min(left, _ONE_TRY_S)), headers=dict(headers)
+            )
+        except (nats.errors.NoRespondersError, nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError) as lost:
             if deadline - loop.time() <= _PAUSE_S:
-                raise JetStreamUnavailable(f"no PubAck for {subject} in {timeout_s:g} s") from error
+                raise JetStreamUnavailable(f"no PubAck for {subject} in {timeout_s:g} s") from lost
             await asyncio.sleep(_PAUSE_S)
             continue
         fields = orjson.loads(answer.data)
         if "error" in fields:
-            raise _error(fields["error"])
+            error = _error(fields["error"])
+            raise MessageTooLarge(error.description) if error.err_code == MESSAGE_EXCEEDS_STREAM else error
         return PubAck(fields["stream"], fields["seq"], bool(fields.get("duplicate")))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import nats.errors
 import orjson
 import structlog
 from nats.aio.msg import Msg
@@ -67,11 +68,15 @@ class Delivery:
         again.held.discard(again)
 
     async def _end(self, word: bytes) -> None:
+        """Tell the server; where that fails, it delivers again by itself once the heartbeats are missing."""
         if self.done:
             return
         self.done = True
         self.held.discard(self)
-        await self.bus.publish(self.ack_subject, word)
+        try:
+            await self.bus.publish(self.ack_subject, word)
+        except nats.errors.Error as error:
+            log.warning("delivery not acknowledged", id=self.request_id, word=word.decode(), error=repr(error))
 
 
 class Lane:
@@ -120,11 +125,16 @@ class Lane:
             "expires": _PULL_EXPIRES_S * 1_000_000_000,
             "idle_heartbeat": _PULL_HEARTBEAT_S * 1_000_000_000,
         }
-        await self._bus.publish(
-            f"$JS.API.CONSUMER.MSG.NEXT.{subjects.REQUESTS}.{self.priority}",
-            orjson.dumps(request),
-            reply=f"{self._inbox}.{self._pull}",
-        )
+        try:
+            await self._bus.publish(
+                f"$JS.API.CONSUMER.MSG.NEXT.{subjects.REQUESTS}.{self.priority}",
+                orjson.dumps(request),
+                reply=f"{self._inbox}.{self._pull}",
+            )
+        except nats.errors.Error as error:
+            # The connection is gone and its buffer full: the reconnection, or the next check, pulls anew.
+            self._credits -= want
+            log.warning("pull failed", lane=self.priority, error=repr(error))
 
     async def check(self, now: float) -> None:
         """Open the pull again when the server has been silent for longer than two heartbeats."""
@@ -216,9 +226,15 @@ class Lanes:
             if not self._bus.nc.is_connected:
                 continue
             for delivery in tuple(self.held):
-                await delivery.in_progress()
+                await self._heartbeat(delivery)
             for lane in self._lanes:
                 await lane.check(loop.time())
+
+    async def _heartbeat(self, delivery: Delivery) -> None:
+        try:
+            await delivery.in_progress()
+        except nats.errors.Error as error:
+            log.warning("heartbeat failed", id=delivery.request_id, error=repr(error))
 
     async def _pull_anew(self) -> None:
         for lane in self._lanes:

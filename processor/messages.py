@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import (
     BeforeValidator,
     Field,
@@ -95,6 +96,8 @@ def _json_object(value: Any) -> Any:
                 size += len(item)
             elif isinstance(item, float) and not math.isfinite(item):
                 raise PydanticCustomError("json_finite", "NaN and Infinity are not JSON")
+            elif isinstance(item, int) and not -(2**63) <= item < 2**64:
+                raise PydanticCustomError("json_int", "an integer of more than 64 bits")
             if size > MAX_SCHEMA_CHARS:
                 raise PydanticCustomError(TOO_LARGE, "at most {limit} characters", {"limit": MAX_SCHEMA_CHARS})
     return value
@@ -253,6 +256,15 @@ def decode_request(body: bytes) -> Request:
         raise _named(error) from None
     except RecursionError:
         raise RequestError(ErrorType.INVALID_REQUEST, "the body is nested too deeply") from None
+
+
+def asks_for_stream(body: bytes) -> bool:
+    """Whether a body, even one that is refused, asks for a stream: its client reads on until the empty message."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(fields, dict) and fields.get("stream") is True
 
 
 def encode_request(request: Request) -> bytes:

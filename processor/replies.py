@@ -21,7 +21,6 @@ from providers.base import TextDelta, ThinkingDelta, ToolCallDelta
 
 PROBE_EVERY = 20
 """Deltas between two probes for a client that has gone."""
-_MISSES = 2
 MAX_MISSED = 10_000
 _DELIVER_S = 10.0
 _RETRY_S = 0.25
@@ -58,9 +57,10 @@ class Outbox:
     request_id: str
     reply_to: str | None
     stream: bool
+    """Whether deltas are sent."""
     attempt: int = 1
     seq: int = 0
-    begun: bool = False
+    _probes_sent: int = 0
 
     async def begin(self, attempt: int) -> None:
         """A new attempt: unless it is the request's first, the text so far is void."""
@@ -94,9 +94,13 @@ class Outbox:
     async def _send(self, event: ReplyEvent, body: bytes) -> None:
         headers = self.headers(event)
         self.seq += 1
-        if self.reply_to is not None:
-            probe = self.probes.subject(self.request_id) if self.seq % PROBE_EVERY == 0 else ""
-            await self.bus.publish(self.reply_to, body, headers, reply=probe)
+        if self.reply_to is None:
+            return
+        probe = ""
+        if self.seq % PROBE_EVERY == 0:
+            self._probes_sent += 1
+            probe = self.probes.subject(self.request_id, self._probes_sent)
+        await self.bus.publish(self.reply_to, body, headers, reply=probe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,17 @@ class Ending:
         return cls(ReplyEvent.ERROR, error_body(outbox.request_id, result), headers)
 
     @classmethod
+    def refusal(cls, request_id: str, error: RequestError) -> Ending:
+        """For a request that no worker has taken up."""
+        place = {
+            "Sidecar-Request-Id": request_id,
+            "Sidecar-Event": ReplyEvent.ERROR,
+            "Sidecar-Attempt": "1",
+            "Sidecar-Seq": "0",
+        }
+        return cls(ReplyEvent.ERROR, error_body(request_id, error), place | error_headers(error))
+
+    @classmethod
     def stored(cls, message: StoredMessage) -> Ending:
         """What `LLM_REPLIES` holds, without the headers that are the stream's own."""
         headers = {k: v for k, v in message.headers.items() if not k.startswith("Nats-") or "Service-Error" in k}
@@ -128,29 +143,32 @@ class Probes:
         self._bus = bus
         self._inbox = bus.nc.new_inbox()
         self._waiting: dict[str, asyncio.Event] = {}
-        # Bounded, for a miss may be told after its request has ended and was forgotten.
-        self._misses: LRUCache[str, int] = LRUCache(MAX_MISSED)
+        # The last probe of a request that nobody heard. Bounded, for it may be told after the request was forgotten.
+        self._missed: LRUCache[str, int] = LRUCache(MAX_MISSED)
         self.gone: asyncio.Queue[str] = asyncio.Queue()
-        """Ids of requests whose client has gone: two deltas in a row that nobody heard."""
+        """Ids of requests whose client has gone: nobody heard two probes in a row."""
 
     async def start(self) -> None:
-        await self._bus.nc.subscribe(f"{self._inbox}.*", cb=self._on_miss)
+        await self._bus.nc.subscribe(f"{self._inbox}.*.*", cb=self._on_answer)
 
-    def subject(self, request_id: str) -> str:
-        return f"{self._inbox}.{request_id}"
+    def subject(self, request_id: str, number: int = 1) -> str:
+        return f"{self._inbox}.{request_id}.{number}"
 
     def forget(self, request_id: str) -> None:
-        self._misses.pop(request_id, None)
+        self._missed.pop(request_id, None)
 
-    async def _on_miss(self, msg: Msg) -> None:
-        token = msg.subject.rpartition(".")[2]
+    async def _on_answer(self, msg: Msg) -> None:
+        # Whoever receives a probed message may answer it (a stream that captures it does, with its PubAck).
+        _, token, number = msg.subject.rsplit(".", 2)
+        if (msg.headers or {}).get("Status") != "503" or not number.isdecimal():
+            return
         if (waiting := self._waiting.get(token)) is not None:
             waiting.set()
-            return
-        self._misses[token] = self._misses.get(token, 0) + 1
-        if self._misses[token] >= _MISSES:
+        elif self._missed.get(token) == int(number) - 1:
             self.forget(token)
             self.gone.put_nowait(token)
+        else:
+            self._missed[token] = int(number)
 
     async def deliver(self, subject: str, ending: Ending, *, sentinel: bool) -> bool:
         """Send a final message until somebody hears it, for at most ten seconds: a client may be reconnecting."""
@@ -206,8 +224,7 @@ class Replies:
             JetStreamUnavailable: the broker did not acknowledge.
         """
         headers = ending.headers | {"Nats-Msg-Id": f"{request_id}:ending"}
-        self._bus.check_size(ending.body, headers)
-        ack = await jetstream.publish(self._bus.nc, subjects.reply(request_id), ending.body, headers)
+        ack = await jetstream.publish(self._bus, subjects.reply(request_id), ending.body, headers)
         return not ack.duplicate
 
     async def wait_for_ending(self, request_id: str, timeout_s: float) -> Ending | None:

@@ -133,7 +133,6 @@ class Processor:
         """
         background = [
             self._bus.watch(),
-            self._audit.run(),
             self._lanes.keep_alive(),
             self._worker.stop_abandoned(),
             self._worker.pull(),

@@ -86,16 +86,22 @@ def new_request_id() -> str:
     return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(10)}"
 
 
+def is_inbox(subject: str) -> bool:
+    """Whether it is a plain subject that clients receive replies on, in this account (`_INBOX*`) or another (`_R_`)."""
+    plain = len(subject) <= MAX_SUBJECT_CHARS and _PLAIN_SUBJECT.match(subject) is not None
+    return plain and subject.startswith(("_INBOX.", "_INBOX_", "_R_."))
+
+
 def reply_to_refusal(subject: str, request_id: str, prefixes: Sequence[str] = ()) -> str | None:
     """Why the sidecar must not publish to `subject` on a client's word, or None if it may.
 
-    The client names the reply subject and the sidecar publishes there with its own rights, so only inboxes (`_INBOX*`,
-    and `_R_.`, an inbox of another account), the request's own `llm.reply.<id>` and the prefixes of the settings
-    are allowed, without wildcards. Another request's reply subject is refused: writing there would plant an answer.
+    The client names the reply subject and the sidecar publishes there with its own rights, so only inboxes,
+    the request's own `llm.reply.<id>` and the prefixes of the settings are allowed, without wildcards. Another
+    request's reply subject is refused: writing there would plant an answer.
     """
     if len(subject) > MAX_SUBJECT_CHARS or not _PLAIN_SUBJECT.match(subject):
         return "it is not a plain subject (no wildcards, no empty tokens)"
-    if subject.startswith(("_INBOX.", "_INBOX_", "_R_.")) or subject == reply(request_id):
+    if is_inbox(subject) or subject == reply(request_id):
         return None
     if subject.startswith("llm.reply."):
         return f"llm.reply.* is open only to the request's own id: {reply(request_id)}"

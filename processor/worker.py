@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -16,24 +15,31 @@ from nats.aio.msg import Msg
 
 from processor import deadletters
 from processor.accept import FRESH_HEADER, Accepted, accept, reply_subject
-from processor.answer import Answerer, Context, Tally
+from processor.answer import Answered, Answerer, Context, Tally
 from processor.audit import AuditError, AuditLog, Ended, Received, last_attempt
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.lanes import Delivery, Lanes
+from processor.messages import asks_for_stream
 from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
 from processor.reply_bodies import ErrorReply, FinalReply
 from processor.subjects import AuditEvent, reply
+from processor.tasks import OwnedTasks
 
-MAX_DELIVERIES = 20
-"""A request that comes back more often takes its worker down each time: it goes to the dead letters."""
+MAX_DELIVERIES = 50
+"""A request that comes back more often takes its worker down each time: it goes to the dead letters.
+
+The server also counts what a stopping sidecar hands back, so that this has to be more than the restarts of a bad day.
+"""
 MAX_DELIVERING = 1_000
 """Final messages on their way to clients that may be reconnecting; beyond it a worker waits for its own."""
 MAX_CANCELLED = 10_000
 CANCELLED_KEPT_S = 3600.0
 """For how many ids, and how long, a cancel is remembered whose request has not been pulled yet."""
 _NAK_DELAY_S = 1.0
+_OTHER_LANE_DELAY_S = 10.0
+_STORE_AGAIN_S = 2.0
 _BROKER_TROUBLE = (JetStreamUnavailable, JetStreamError, nats.errors.Error)
 
 log = structlog.get_logger(__name__)
@@ -54,7 +60,9 @@ class Job:
     delivery: Delivery
     tally: Tally = field(default_factory=Tally)
     tenant: str = "default"
-    call: asyncio.Task[FinalReply] | None = None
+    streamed: bool = False
+    """The client asked for a stream, and reads on until the empty message."""
+    call: asyncio.Task[Answered] | None = None
     stopped: Stop | None = None
 
     def stop(self, why: Stop) -> None:
@@ -91,8 +99,9 @@ class Worker:
         self._replica = replica
         self._prefixes = prefixes
         self._enable_streaming = enable_streaming
-        self._jobs: set[asyncio.Task[None]] = set()
-        self._delivering: set[asyncio.Task[None]] = set()
+        self._leaving = False
+        self._jobs = OwnedTasks()
+        self._delivering = OwnedTasks()
 
     async def on_cancel(self, msg: Msg) -> None:
         """A message on `llm.cancel.<id>`, which every replica hears."""
@@ -121,29 +130,28 @@ class Worker:
             except asyncio.CancelledError:
                 self._slots.release()
                 raise
-            _own(self._jobs, self._slot(delivery))
+            self._jobs.start(self._slot(delivery))
 
     async def drain(self, grace_s: float) -> None:
         """Let running requests end within `grace_s` seconds, then hand the rest back."""
-        if self._jobs:
-            await asyncio.wait(self._jobs, timeout=grace_s)
+        await self._jobs.join(grace_s)
+        self._leaving = True
         for job in tuple(self.running.values()):
             job.stop(Stop.SHUTDOWN)
-        if self._jobs:
-            await asyncio.wait(self._jobs)
-        if self._delivering:
-            await asyncio.wait(self._delivering, timeout=1)
-        for task in self._delivering:
-            task.cancel()
-        await asyncio.gather(*self._delivering, return_exceptions=True)
+        await self._jobs.join()
+        await self._delivering.join(1)
+        await self._delivering.cancel()
 
     async def _slot(self, delivery: Delivery) -> None:
         try:
-            if (job := self.running.get(delivery.request_id)) is not None:
+            if (job := self.running.get(delivery.request_id)) is None:
+                await self._serve(Job(delivery))
+            elif job.delivery.priority is delivery.priority:
                 # Redelivered to the very process that is at work on it, after heartbeats were lost on the way.
                 job.delivery.renew(delivery)
             else:
-                await self._serve(Job(delivery))
+                # The same id on two lanes is one request: this copy is given the ending of the one that runs.
+                await delivery.nak(_OTHER_LANE_DELAY_S)
         finally:
             self._slots.release()
 
@@ -154,41 +162,36 @@ class Worker:
             await self._work(job)
         except _BROKER_TROUBLE as error:
             log.warning("request handed back", id=delivery.request_id, error=repr(error))
-            await self._hand_back(delivery)
+            await delivery.nak(_NAK_DELAY_S)
         except Exception:
             # Not ours to swallow, but a delivery that is neither acknowledged nor handed back would be held for ever.
             log.exception("request handed back after a failure of the sidecar itself", id=delivery.request_id)
-            await self._hand_back(delivery)
+            await delivery.nak(_NAK_DELAY_S)
         finally:
             del self.running[delivery.request_id]
             self._probes.forget(delivery.request_id)
-
-    async def _hand_back(self, delivery: Delivery) -> None:
-        try:
-            await delivery.nak(_NAK_DELAY_S)
-        except nats.errors.Error as error:
-            log.warning("nak failed; the server redelivers by itself", id=delivery.request_id, error=repr(error))
 
     async def _work(self, job: Job) -> None:
         delivery = job.delivery
         outbox = Outbox(self._bus, self._probes, delivery.request_id, reply_to=None, stream=False)
         try:
             outbox.reply_to = reply_subject(delivery.request_id, delivery.headers, self._prefixes)
+            accepted = accept(delivery.body, delivery.headers, delivery.accepted)
+            job.tenant, job.streamed = accepted.request.tenant, accepted.request.stream
             if (ending := await self._earlier_ending(delivery)) is not None:
                 await self._close(job, outbox, ending, None)
                 return
             if delivery.count > MAX_DELIVERIES:
                 raise RequestError(ErrorType.INTERNAL, f"gave up after {MAX_DELIVERIES} deliveries")
-            accepted = accept(delivery.body, delivery.headers, delivery.accepted)
         except RequestError as poison:
+            job.streamed = asks_for_stream(delivery.body)
             await deadletters.bury(self._bus, delivery, poison)
             await self._end(job, outbox, poison, AuditEvent.DEAD)
             return
-        job.tenant = accepted.request.tenant
-        outbox.stream = accepted.request.stream and self._enable_streaming
+        outbox.stream = job.streamed and self._enable_streaming
         self._audit.write_soon(Received.of(accepted.request, delivery.body, **self._common(job)))
         result, event = await self._answer(job, accepted, outbox)
-        if job.stopped is Stop.SHUTDOWN:
+        if job.stopped is Stop.SHUTDOWN and not isinstance(result, FinalReply):
             await delivery.nak()
             return
         await self._end(job, outbox, result, event)
@@ -208,7 +211,12 @@ class Worker:
         left = None if accepted.deadline is None else (accepted.deadline - datetime.now(UTC)).total_seconds()
         if left is not None and left <= 0:
             return expired, AuditEvent.EXPIRED
-        first = 1 if delivery.count == 1 else await last_attempt(self._bus, delivery.request_id) + delivery.count
+        # An earlier delivery may have died before its attempt was written down: the next free number is a guess.
+        first = (
+            1 if delivery.count == 1 else max(await last_attempt(self._bus, delivery.request_id) + 1, delivery.count)
+        )
+        if job.stopped is not None:
+            return RequestError(ErrorType.CANCELLED, job.stopped), AuditEvent.CANCELLED
         context = Context(outbox, job.tally, delivery.accepted, first, self._common(job))
         job.call = asyncio.create_task(self._answerer.answer(accepted.request, context))
         try:
@@ -217,9 +225,13 @@ class Worker:
                 return expired, AuditEvent.EXPIRED
             if job.call.cancelled():
                 return RequestError(ErrorType.CANCELLED, job.stopped or Stop.CANCELLED), AuditEvent.CANCELLED
-            return job.call.result(), AuditEvent.COMPLETED
+            answered = job.call.result()
+            await self._audit.write(answered.attempt)
+            return answered.reply, AuditEvent.COMPLETED
         except RequestError as error:
             return error, AuditEvent.FAILED
+        except MessageTooLarge as error:
+            return RequestError(ErrorType.TOO_LARGE, f"the answer does not fit the bus: {error}"), AuditEvent.FAILED
         except _BROKER_TROUBLE:
             raise
         except Exception:
@@ -233,30 +245,41 @@ class Worker:
         """Store the ending; if a worker was faster, or the broker refuses its size, another one counts."""
         ending = Ending.of(outbox, result)
         try:
-            first = await self._replies.store(outbox.request_id, ending)
+            first = await self._store(outbox.request_id, ending)
         except MessageTooLarge as error:
             ending = Ending.of(outbox, RequestError(ErrorType.TOO_LARGE, f"the answer does not fit the bus: {error}"))
-            first, event = await self._replies.store(outbox.request_id, ending), AuditEvent.FAILED
+            first, event = await self._store(outbox.request_id, ending), AuditEvent.FAILED
         if not first:
             ending = await self._replies.ending(outbox.request_id) or ending
         await self._close(job, outbox, ending, event if first else None)
 
+    async def _store(self, request_id: str, ending: Ending) -> bool:
+        """Keep trying while the broker is in trouble: to hand an answer back would be to pay for it again."""
+        while True:
+            try:
+                return await self._replies.store(request_id, ending)
+            except _BROKER_TROUBLE as error:
+                if self._leaving:
+                    raise
+                log.warning("ending not stored yet", id=request_id, error=repr(error))
+                await asyncio.sleep(_STORE_AGAIN_S)
+
     async def _close(self, job: Job, outbox: Outbox, ending: Ending, event: AuditEvent | None) -> None:
         """Tell the client, write the terminal event (with an id, so that only the first counts), acknowledge."""
         if outbox.reply_to is not None:
-            await self._deliver(outbox, ending)
+            await self._deliver(job, outbox, ending)
         await self._audit.write(self._ended(job, ending, event))
         await job.delivery.ack()
 
-    async def _deliver(self, outbox: Outbox, ending: Ending) -> None:
+    async def _deliver(self, job: Job, outbox: Outbox, ending: Ending) -> None:
         assert outbox.reply_to is not None
         if outbox.reply_to == reply(outbox.request_id):
-            if outbox.stream:
+            if job.streamed:
                 await self._bus.publish(outbox.reply_to, b"")
             return
-        delivery = self._probes.deliver(outbox.reply_to, ending, sentinel=outbox.stream)
+        delivery = self._probes.deliver(outbox.reply_to, ending, sentinel=job.streamed)
         if len(self._delivering) < MAX_DELIVERING:
-            _own(self._delivering, delivery)
+            self._delivering.start(delivery)
         else:
             await delivery
 
@@ -295,16 +318,3 @@ class Worker:
 
 
 _TERMINAL = {ErrorType.CANCELLED: AuditEvent.CANCELLED, ErrorType.DEADLINE_EXCEEDED: AuditEvent.EXPIRED}
-
-
-def _own(owner: set[asyncio.Task[None]], work: Coroutine[Any, Any, Any]) -> None:
-    """Run `work` as a task that `owner` keeps until it ends; an exception nobody expected is logged there."""
-    task = asyncio.create_task(work)
-    owner.add(task)
-
-    def ended(task: asyncio.Task[None]) -> None:
-        owner.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("task failed", error=repr(error), exc_info=error)
-
-    task.add_done_callback(ended)

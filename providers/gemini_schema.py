@@ -90,6 +90,8 @@ def _node(schema: Mapping[str, Json]) -> dict[str, Json]:
             name = "$defs" if key == "definitions" else key
             out[name] = {**out.get(name, {}), **{k: _sub(v, key) for k, v in _mapping(value, key).items()}}
         elif key in _SCHEMA_LISTS:
+            if not isinstance(value, list):
+                raise _inexpressible(key, value)
             out[key] = [_sub(item, key) for item in value]
         elif key in ("items", "additionalProperties"):
             out[key] = value if isinstance(value, bool) else _sub(value, key)
@@ -103,7 +105,7 @@ def _node(schema: Mapping[str, Json]) -> dict[str, Json]:
         elif key not in _ANNOTATIONS and not key.startswith("x-"):
             raise Unsupported(f"Gemini cannot express the JSON schema keyword {key!r}")
     if notes:
-        out["description"] = " ".join(filter(None, [out.get("description"), f"({', '.join(notes)})"]))
+        out["description"] = f"{out.get('description') or ''} ({', '.join(notes)})".lstrip()
     return out
 
 
@@ -138,5 +140,9 @@ def _merged(schema: Mapping[str, Json]) -> Mapping[str, Json]:
 
 def _mapping(value: Any, key: str) -> Mapping[str, Json]:
     if not isinstance(value, Mapping):
-        raise Unsupported(f"Gemini cannot express the JSON schema keyword {key!r} with the value {value!r:.40}")
+        raise _inexpressible(key, value)
     return value
+
+
+def _inexpressible(key: str, value: Any) -> Unsupported:
+    return Unsupported(f"Gemini cannot express the JSON schema keyword {key!r} with the value {value!r:.40}")

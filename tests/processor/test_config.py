@@ -36,7 +36,14 @@ def test_a_key_shows_nowhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_workers": 0}, {"rate_limit_buffer": 1}, {"log_level": "loud"}, {"nats_port": -1}]
+    "wrong",
+    [
+        {"max_workers": 0},
+        {"rate_limit_buffer": 1},
+        {"log_level": "loud"},
+        {"nats_port": -1},
+        {"groq_base_url": "http://x:abc"},
+    ],
 )
 def test_a_value_out_of_bounds_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -27,7 +27,7 @@ errors = st.sampled_from(
 
 
 def plan(candidates: int, max_attempts: int = 4, jitter: float = 0.5) -> Plan:
-    return Plan(candidates, max_attempts, lambda: jitter)
+    return Plan([str(n) for n in range(candidates)], max_attempts, lambda: jitter)
 
 
 def test_nothing_to_try() -> None:
@@ -69,7 +69,7 @@ def test_noise_of_the_model_is_worth_another_try() -> None:
 def test_attempts_are_bounded_pauses_are_bounded_and_indexes_are_candidates(
     candidates: int, max_attempts: int, kinds: list[type[ProviderError]], jitter: float
 ) -> None:
-    trying = Plan(candidates, max_attempts, lambda: jitter)
+    trying = plan(candidates, max_attempts, jitter)
     step, attempts, now = trying.first(), 0, 0.0
     for kind in kinds:
         if step is None:
