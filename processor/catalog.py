@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from importlib.resources import files
@@ -104,6 +104,10 @@ class CatalogModel(_Table):
     successor: str | None = None
     prices: tuple[OwnPrice, ...] = ()
 
+    def serves(self, model_id: str) -> bool:
+        """Whether its vendor calls it that."""
+        return model_id.removeprefix("models/") in {self.id, *self.also}
+
     def retired(self, on: date) -> bool:
         """Whether the vendor no longer serves it: from the day `retires` on."""
         return self.retires is not None and on >= self.retires
@@ -116,11 +120,13 @@ class _File(_Table):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> _File:
-        owner: dict[str, str] = {}
+        owner: dict[tuple[str, str], str] = {}
         for alias, model in self.models.items():
-            for name in {alias, model.id, *model.also}:
-                if owner.setdefault(name, alias) != alias:
-                    raise ValueError(f"the name {name!r} belongs to two models, {owner[name]} and {alias}")
+            # Two providers may serve one model under one id: asked for by it, the first of them answers.
+            names = {("", name) for name in (alias, *model.also)}
+            for scope, name in names | {(model.provider, name) for name in (model.id, *model.also)}:
+                if (other := owner.setdefault((scope, name), alias)) != alias:
+                    raise ValueError(f"the name {name!r} belongs to two models, {other} and {alias}")
             if model.successor is not None and model.successor not in self.models:
                 raise ValueError(f"models.{alias}.successor: there is no model {model.successor!r}")
         for alias in self.models:
@@ -181,7 +187,7 @@ class Catalog:
         Where neither the catalog nor the published prices know `served_by`, the asked model's price is taken and the
         cost is marked as an estimate.
         """
-        if served_by is None or self._names.get(served_by) == asked.alias:
+        if served_by is None or asked.serves(served_by):
             return Cost(self.price_lists[asked.alias].cost(usage, at.date()))
         prices = self._served_prices(asked, served_by)
         if prices is None:
@@ -189,35 +195,33 @@ class Catalog:
         return Cost(prices.cost(usage, at.date()))
 
     def _served_prices(self, asked: CatalogModel, served_by: str) -> PriceList | None:
-        served = served_by.removeprefix("models/")
         if asked.free:
             return FREE
-        if (alias := self._names.get(served)) is not None:
-            return self.price_lists[alias]
+        for model in self.models.values():
+            if model.provider == asked.provider and model.serves(served_by):
+                return self.price_lists[model.alias]
         from processor.published_prices import published
 
-        return published(asked.provider, served)
+        return published(asked.provider, served_by.removeprefix("models/"))
 
     def list_price(self, model: CatalogModel, on: datetime) -> Decimal:
         """Dollars for a million tokens of input and a quarter million of output: a figure to sort models by."""
         rates = self.price_lists[model.alias].rates(0, on.date())
         return rates.input + rates.output / 4
 
-    def with_local_model(self, name: str) -> Catalog:
-        """The same catalog where the alias `local` means the model `name` of the user's own server."""
-        known = self.models["local"]
-        local = known.model_copy(update={"id": name, "description": "LOCAL_MODEL", "demo": False})
-        names = {n: a for n, a in self._names.items() if a != "local"} | {name: "local", "local": "local"}
-        return replace(self, models={**self.models, "local": local}, _names=names)
 
-
-def load_catalog(overlay: Path | None = None) -> Catalog:
+def load_catalog(overlay: Path | None = None, *, local_server: bool = False, local_model: str | None = None) -> Catalog:
     """The shipped catalog with `overlay` laid over it.
+
+    With `local_server` the alias `local` is the model `local_model` of a server of the user's own, not the demo model.
 
     Raises:
         CatalogError: an unreadable file, an unknown key, a wrong type, a name used twice, or a model without a price.
     """
     tables = tomllib.loads(files("processor").joinpath("catalog.toml").read_text("utf-8"))
+    own = tables.pop("local_server")
+    if local_server:
+        tables = merge(tables, {"models": {"local": own | ({"id": local_model} if local_model else {})}})
     origin = "catalog.toml"
     if overlay is not None:
         origin = str(overlay)
@@ -258,12 +262,15 @@ def build_catalog(tables: Mapping[str, Any], origin: str) -> Catalog:
     for alias, model in file.models.items():
         found = FREE if model.free else published(model.provider, model.id)
         if model.prices:
-            found = PriceList.of(own.price() for own in model.prices)
+            found = PriceList.of(own.price() for own in model.prices).after(found)
         if found is None:
             raise CatalogError(
                 f"{origin}: models.{alias}: no price is known for {model.id}: "
                 f"add [[models.{alias}.prices]] with input and output, or free = true"
             )
+        if hole := found.hole():
+            raise CatalogError(f"{origin}: models.{alias}.prices: {hole}")
         prices[alias] = found
-    names = {name: a for a, m in file.models.items() for name in (a, m.id, *m.also)}
+    names = {m.id: a for a, m in reversed(file.models.items())}
+    names |= {name: a for a, m in file.models.items() for name in (a, *m.also)}
     return Catalog(file.models, file.limits, file.budgets, prices, names)

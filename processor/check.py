@@ -22,9 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from processor import broker, jetstream, subjects
-from processor.catalog import CatalogError, load_catalog
+from processor.catalog import CatalogError
 from processor.commands import broker_url, connection
-from processor.config import Settings
+from processor.config import Settings, shown
 from processor.exits import Exit, Fatal
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 
@@ -57,10 +57,10 @@ async def report(settings: Settings, *, timing: bool, serving: bool) -> int:
 
 
 async def _findings(settings: Settings, *, serving: bool) -> AsyncIterator[Finding]:
-    from processor.service import configured_providers
+    from processor.service import configured_catalog, configured_providers
 
     try:
-        catalog = load_catalog(settings.sidecar_catalog)
+        catalog = configured_catalog(settings)
         today = datetime.now(UTC).date()
         yield Finding("catalog", "ok", f"{len(catalog.models)} models")
         for name in catalog.models:
@@ -79,7 +79,7 @@ async def _findings(settings: Settings, *, serving: bool) -> AsyncIterator[Findi
         yield _binary()
     try:
         async with connection(settings) as nc:
-            yield Finding("nats", "ok", f"{broker_url(settings)}, server {nc.connected_server_version}")
+            yield Finding("nats", "ok", f"{shown(broker_url(settings))}, server {nc.connected_server_version}")
             async for finding in _broker(nc, serving=serving):
                 yield finding
     except Fatal as error:
@@ -90,7 +90,7 @@ def _reached_by(name: str, settings: Settings) -> str:
     if name != "local":
         return "key set"
     if settings.local_base_url:
-        return f"{settings.local_base_url}, model {settings.local_model or 'smollm2-135m'}"
+        return f"{shown(settings.local_base_url)}, model {settings.local_model or 'smollm2-135m'}"
     return "smollm2-135m, embedded (a demo model)"
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from processor import provision, subjects
 from processor.asking import NoSidecar, Update, ask
 from processor.broker import HOST, contract_dir
-from processor.config import Settings
+from processor.config import Settings, shown
 from processor.exits import Exit, Fatal
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.subjects import Priority
@@ -53,7 +53,7 @@ async def connection(settings: Settings) -> AsyncIterator[Client]:
         )
     except (OSError, nats.errors.Error) as error:
         raise Fatal(
-            f"no NATS server at {url}: start one with `sidecar up`, or set NATS_URL", Exit.UNREACHABLE
+            f"no NATS server at {shown(url)}: start one with `sidecar up`, or set NATS_URL", Exit.UNREACHABLE
         ) from error
     try:
         yield nc
@@ -146,7 +146,7 @@ async def provision_report(settings: Settings, *, update: bool, replicas: int | 
         try:
             outcomes = await provision.provision(nc, folder, update=update, replicas=replicas)
         except (JetStreamError, JetStreamUnavailable) as error:
-            raise Fatal(f"{broker_url(settings)}: {error}") from error
+            raise Fatal(f"{shown(broker_url(settings))}: {error}") from error
     table = Table("", "name", "state", "field", "file", "server", box=None, pad_edge=False)
     for outcome in outcomes:
         state = f"[{_STYLE[outcome.state]}]{outcome.state}[/]"

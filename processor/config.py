@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def shown(url: str) -> str:
+    """A URL, or several with commas between, as it may be printed: without user, password or token."""
+    return re.sub(r"(?<=//)[^/,]*@", "", url)
 
 
 class Settings(BaseSettings):
@@ -24,11 +30,15 @@ class Settings(BaseSettings):
     groq_base_url: str | None = Field(None, description="Another server that speaks Groq's API.")
     gemini_base_url: str | None = Field(None, description="Another server that speaks Gemini's API.")
     gemini_api_version: str | None = Field(None, description="v1 or v1beta; the SDK's default where unset.")
-    local_base_url: str | None = Field(None, description="An OpenAI-compatible server: Ollama, vLLM, llama.cpp.")
+    local_base_url: str | None = Field(
+        None, repr=False, description="An OpenAI-compatible server: Ollama, vLLM, llama.cpp."
+    )
     local_api_key: SecretStr | None = Field(None, description="Its key, where it wants one.")
     local_model: str | None = Field(None, description="The model's name there.")
 
-    nats_url: str | None = Field(None, description="The broker; unset: `sidecar up` starts its own on nats_port.")
+    nats_url: str | None = Field(
+        None, repr=False, description="The broker; unset: `sidecar up` starts its own on nats_port."
+    )
     nats_creds: Path | None = Field(None, description="A NATS credentials file.")
     nats_port: int = Field(4222, ge=0, le=65535, description="Of the embedded broker; 0 takes any free port.")
     sidecar_data_dir: Path = Field(
@@ -39,7 +49,7 @@ class Settings(BaseSettings):
     sidecar_port: int = Field(8001, ge=0, le=65535, description="The HTTP bridge's port.")
     sidecar_api_keys: SecretStr | None = Field(None, description="The bridge's API keys.")
     sidecar_catalog: Path | None = Field(None, description="A TOML file laid over the shipped catalog.")
-    redis_url: str | None = Field(None, description="Shared limits and cache.")
+    redis_url: str | None = Field(None, repr=False, description="Shared limits and cache.")
 
     max_workers: int = Field(10, ge=1, le=1000, description="Requests worked on at once by one processor.")
     connection_pool_size: int = Field(20, ge=1, le=1000, description="Connections to one vendor.")

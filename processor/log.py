@@ -13,8 +13,11 @@ from processor.config import Settings
 def configure_logging(settings: Settings) -> None:
     """Set structlog up for the process, once."""
     readable = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    # Rich's tracebacks show local variables, and with them keys.
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if readable
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

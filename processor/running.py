@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from processor.broker import BrokerError, embedded_broker
 from processor.bus import BusClosed
 from processor.catalog import CatalogError
-from processor.config import Settings
+from processor.config import Settings, shown
 from processor.exits import Exit, Fatal
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.log import configure_logging
@@ -32,11 +32,12 @@ async def serve(settings: Settings, *, embedded: bool) -> int:
     try:
         async with _broker(settings) as url, processor(settings, url) as running:
             _stop_on_signals(running)
-            await running.run(on_ready=lambda: print(f"sidecar: ready on {url}", file=sys.stderr))
+            await running.run(on_ready=lambda: print(f"sidecar: ready on {shown(url)}", file=sys.stderr))
     except (BrokerError, CatalogError, ValidationError) as error:
         raise Fatal(str(error)) from error
     except (OSError, nats.errors.NoServersError, JetStreamUnavailable) as error:
-        raise Fatal(f"no NATS server with JetStream at {settings.nats_url}: {error}", Exit.UNREACHABLE) from error
+        where = shown(settings.nats_url or "the embedded broker")
+        raise Fatal(f"no NATS server with JetStream at {where}: {error}", Exit.UNREACHABLE) from error
     except JetStreamError as error:
         raise Fatal(f"the broker refused the streams: {error}") from error
     except BaseExceptionGroup as group:

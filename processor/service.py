@@ -84,6 +84,12 @@ def configured_providers(settings: Settings) -> Configured:
     return Configured(found, missing)
 
 
+def configured_catalog(settings: Settings) -> Catalog:
+    """The catalog that the settings mean. Raises `CatalogError`."""
+    own = settings.local_base_url is not None
+    return load_catalog(settings.sidecar_catalog, local_server=own, local_model=settings.local_model)
+
+
 class Processor:
     """A running processor. `stop` may be called from a signal handler; `run` then returns within the grace time."""
 
@@ -175,9 +181,7 @@ class Processor:
 async def processor(settings: Settings, url: str) -> AsyncIterator[Processor]:
     """Connect to the broker at `url`, provision it, and build a processor on it; closes all of it at the end."""
     replica = f"{socket.gethostname().split('.')[0]}-{secrets.token_hex(3)}"
-    catalog = load_catalog(settings.sidecar_catalog)
-    if settings.local_model:
-        catalog = catalog.with_local_model(settings.local_model)
+    catalog = configured_catalog(settings)
     providers = configured_providers(settings).providers
     bus = Bus()
     try:

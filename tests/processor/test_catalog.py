@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.catalog import CatalogError, build_catalog, load_catalog, merge
+from processor.catalog import CatalogError, load_catalog, merge
 from processor.pricing import Price, PriceList, Rates
 from providers.base import Usage
 
-SHIPPED = tomllib.loads(files("processor").joinpath("catalog.toml").read_text("utf-8"))
 CATALOG = load_catalog(None)
 TODAY = datetime(2026, 11, 23, 12, tzinfo=UTC)
+TINY = """
+[models.tiny]
+id = "acme/tiny"
+provider = "groq"
+context = 8192
+max_output = 1024
+[[models.tiny.prices]]
+"""
+RATES = 'input = "0.10"\noutput = "0.20"\n'
 counts = st.integers(0, 3_000_000)
 
 
@@ -153,6 +159,15 @@ def test_a_price_holds_from_its_day_on() -> None:
         prices.rates(0, date(2025, 12, 31))
 
 
+def test_a_price_of_ones_own_for_later_leaves_the_published_one_until_then(tmp_path: Path) -> None:
+    mine = overlaid(tmp_path, f"[[models.haiku.prices]]\nvalid_from = 2027-01-01\n{RATES}")
+    costs = [
+        mine.price(Usage(1_000_000), mine.models["haiku"], served_by=None, at=datetime(year, 1, 1, tzinfo=UTC)).usd
+        for year in (2026, 2027)
+    ]
+    assert costs == [Decimal(1), Decimal("0.10")]
+
+
 # --- overlays and complaints ----------------------------------------------------------------
 
 
@@ -167,23 +182,8 @@ def test_an_overlay_replaces_only_what_it_names(tmp_path: Path) -> None:
 
 
 def test_a_new_model_needs_no_code(tmp_path: Path) -> None:
-    mine = overlaid(
-        tmp_path,
-        """
-        [models.tiny]
-        id = "acme/tiny"
-        provider = "groq"
-        context = 8192
-        max_output = 1024
-        [[models.tiny.prices]]
-        input = "0.10"
-        output = "0.20"
-        [[models.tiny.prices]]
-        valid_from = 2027-01-01
-        input = "0.05"
-        output = "0.10"
-        """,
-    )
+    later = '[[models.tiny.prices]]\nvalid_from = 2027-01-01\ninput = "0.05"\noutput = "0.10"\n'
+    mine = overlaid(tmp_path, TINY + RATES + later)
     tiny = mine.models["tiny"]
     assert mine.price(Usage(1_000_000), tiny, served_by="acme/tiny", at=TODAY).usd == Decimal("0.10")
     assert mine.price(Usage(1_000_000), tiny, served_by=None, at=datetime(2027, 1, 1, tzinfo=UTC)).usd == Decimal(
@@ -201,6 +201,12 @@ def test_a_new_model_needs_no_code(tmp_path: Path) -> None:
         ('[models.haiku]\nalso = ["sonnet"]\n', "belongs to two models"),
         ('[models.x]\nid = "x/y"\nprovider = "groq"\ncontext = 1\nmax_output = 1\n', "no price is known for x/y"),
         ("[models.x]\n", "models.x.id"),
+        (f"{TINY}valid_from = 2027-01-01\n{RATES}", "no price holds before 2027-01-01"),
+        (f"{TINY}above_input_tokens = 5\n{RATES}", "no price holds before"),
+        (
+            f"{TINY}{RATES}[[models.tiny.prices]]\nvalid_from = 2027-01-01\nabove_input_tokens = 5\n{RATES}",
+            "from 2027-01-01 on only longer prompts have a price",
+        ),
         ("models = 1\n", "models"),
         ("not toml", "not TOML"),
     ],
@@ -217,11 +223,28 @@ def test_a_missing_overlay_names_its_variable(tmp_path: Path) -> None:
         load_catalog(tmp_path / "none.toml")
 
 
-def test_local_model_renames_the_local_alias() -> None:
-    mine = CATALOG.with_local_model("qwen3:8b")
-    assert mine.resolve("local", TODAY.date()).model.id == "qwen3:8b"
-    assert mine.resolve("qwen3:8b", TODAY.date()).model.alias == "local"
-    assert not mine.models["local"].demo
+def test_a_server_of_ones_own_is_no_demo_and_has_other_limits_than_it() -> None:
+    mine = load_catalog(local_server=True, local_model="qwen3:8b")
+    local = mine.resolve("local", TODAY.date()).model
+    assert (local.id, local.demo, local.free) == ("qwen3:8b", False, True)
+    assert mine.resolve("qwen3:8b", TODAY.date()).model is local
+    assert local.context > CATALOG.models["local"].context
+    assert "tools" in local.abilities - CATALOG.models["local"].abilities
+
+
+def test_an_overlay_knows_ones_own_server_better(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[models.local]\ncontext = 7_000\n")
+    mine = load_catalog(tmp_path / "mine.toml", local_server=True, local_model="qwen3:8b")
+    assert (mine.models["local"].id, mine.models["local"].context) == ("qwen3:8b", 7_000)
+
+
+def test_a_model_that_two_providers_serve_costs_what_each_of_them_takes() -> None:
+    mine = load_catalog(local_server=True, local_model="openai/gpt-oss-120b")
+    usage = Usage(1_000_000)
+    theirs, own = mine.models["gpt-oss-120b"], mine.models["local"]
+    assert mine.resolve("openai/gpt-oss-120b", TODAY.date()).model is theirs
+    assert mine.price(usage, theirs, served_by="openai/gpt-oss-120b", at=TODAY).usd > 0
+    assert mine.price(usage, own, served_by="openai/gpt-oss-120b", at=TODAY).usd == 0
 
 
 json = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3))
@@ -234,7 +257,3 @@ def test_merging_keeps_what_is_not_named_and_takes_what_is(under: dict[str, Any]
     assert merge(merged, over) == merged
     assert merge(under, {}) == under
     assert set(merged) == set(under) | set(over)
-
-
-def test_the_shipped_catalog_stands_on_its_own() -> None:
-    assert build_catalog(SHIPPED, "catalog.toml").models.keys() == CATALOG.models.keys()
