@@ -56,21 +56,17 @@ class PriceList:
     def after(self, earlier: PriceList | None) -> PriceList:
         """These prices, and before their first day the earlier ones."""
         first = min(p.valid_from for p in self.prices)
-        return PriceList.of(
-            [*self.prices, *(p for p in earlier.prices if p.valid_from < first)] if earlier else self.prices
-        )
+        before = earlier.prices if earlier is not None else ()
+        return PriceList.of([*self.prices, *(p for p in before if p.valid_from < first)])
 
     def hole(self) -> str | None:
         """Where a request would find no price, or None: `rates` then never fails."""
         days = {p.valid_from for p in self.prices if p.above == 0}
         if date.min not in days:
             return f"no price holds before {min(p.valid_from for p in self.prices)}: leave valid_from out of the first"
-        bare = {p.valid_from for p in self.prices} - days
-        return (
-            f"from {min(bare)} on only longer prompts have a price: add one without above_input_tokens"
-            if bare
-            else None
-        )
+        if bare := {p.valid_from for p in self.prices} - days:
+            return f"from {min(bare)} on only longer prompts have a price: add one without above_input_tokens"
+        return None
 
     def rates(self, input_tokens: int, on: date) -> Rates:
         """The rates for a prompt of that length on that day. Raises LookupError where no price holds yet."""

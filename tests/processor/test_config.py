@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 from pydantic import ValidationError
 
-from processor.config import Settings
+from processor.config import Settings, shown
+from processor.log import configure_logging
 from tests.conftest import make_settings
 
 
@@ -33,6 +35,26 @@ def test_the_environment_wins_over_the_file_and_empty_counts_as_unset(
 def test_a_key_shows_nowhere() -> None:
     settings = make_settings(anthropic_api_key="sk-secret", sidecar_api_keys="k1")
     assert "sk-secret" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+def test_a_url_is_shown_without_its_password() -> None:
+    url = "nats://me:s3cret@one:4222,nats://t0ken@two:4222,nats://three:4222"
+    assert shown(url) == "nats://one:4222,nats://two:4222,nats://three:4222"
+    assert "s3cret" not in repr(make_settings(nats_url=url, redis_url="redis://:s3cret@cache/0"))
+
+
+def test_a_traceback_on_the_terminal_shows_no_local_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(make_settings(log_format="console"))
+    try:
+        key = "sk-" + "secret"
+        raise ValueError(len(key))
+    except ValueError:
+        structlog.get_logger("test").exception("failed")
+    finally:
+        structlog.reset_defaults()
+    said = capsys.readouterr().err
+    assert "ValueError: 9" in said
+    assert "sk-secret" not in said
 
 
 @pytest.mark.parametrize(

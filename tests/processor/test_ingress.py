@@ -12,7 +12,7 @@ from processor import ingress, jetstream
 from providers.scripted import ScriptedProvider
 from tests.conftest import StartProcessor
 from tests.processor.test_end_to_end import slow
-from tests.talk import ask, audit_events, body, read, stored
+from tests.talk import ask, ask_stream, audit_events, body, read, stored
 from tests.wait import wait_until
 
 
@@ -48,6 +48,44 @@ async def test_an_id_that_is_none_is_refused(nc: Client, start: StartProcessor, 
     await start({"anthropic": ScriptedProvider()})
     error = (await ask(nc, body(), Nats_Msg_Id=named))["error"]
     assert (error["type"], "request id" in error["message"]) == ("invalid_request", True)
+
+
+async def test_an_ask_cannot_plant_the_ending_of_an_id(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider()})
+    await nc.publish("llm.request.high", b"no request", reply="llm.reply.job-1", headers={"Nats-Msg-Id": "job-1"})
+    assert (await ask(nc, body("mine"), Nats_Msg_Id="job-1"))["response"] == "mine"
+
+
+async def test_an_ask_that_is_told_twice_is_answered_once(nc: Client, start: StartProcessor) -> None:
+    vendor = slow(0.2)
+    await start({"anthropic": vendor})
+    inbox = nc.new_inbox()
+    sub = await nc.subscribe(inbox)
+    for _ in range(2):
+        await nc.publish("llm.request.high", body(), reply=inbox, headers={"Nats-Msg-Id": "job-1"})
+    assert read(await sub.next_msg(timeout=5))["id"] == "job-1"
+    await nc.publish("llm.request.high", body(), reply=inbox, headers={"Nats-Msg-Id": "job-2"})
+    assert read(await sub.next_msg(timeout=5))["id"] == "job-2"
+    assert vendor.calls == 2
+
+
+async def test_who_joins_a_run_that_does_not_end_in_time_is_told_where_the_result_was_to_go(
+    nc: Client, start: StartProcessor
+) -> None:
+    vendor = slow(30)
+    await start({"anthropic": vendor}, shutdown_grace=0)
+    await nc.publish("llm.request.high", body(), reply=nc.new_inbox(), headers={"Nats-Msg-Id": "job-1"})
+    await wait_until(lambda: vendor.calls)
+    place = nc.new_inbox()
+    sub = await nc.subscribe(place)
+    ack = await ask(nc, body(deadline_ms=100), Nats_Msg_Id="job-1", Reply_To=place)
+    assert ack["duplicate"] is True
+    assert read(await sub.next_msg(timeout=5))["error"]["type"] == "deadline_exceeded"
+
+
+async def test_a_refused_stream_ends_like_any_other(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider()})
+    assert (await ask_stream(nc, body(stream=True, temperature=9))).events() == ["error"]
 
 
 async def test_the_text_of_a_request_is_not_in_the_audit_log(nc: Client, start: StartProcessor) -> None:

@@ -69,6 +69,16 @@ def test_a_wrong_body_is_an_invalid_request_that_names_the_field(fields: dict[st
     assert caught.value.message.startswith(named)
 
 
+def test_a_number_that_no_vendor_could_read_is_refused() -> None:
+    schema = b'{"type": "integer", "maximum": 99999999999999999999}'
+    with pytest.raises(RequestError, match="more than 64 bits"):
+        decode_request(
+            b'{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema", "schema": '
+            + schema
+            + b"}}"
+        )
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"\xff\xfe", b"{", b"[" * 100_000, b'{"messages": NaN}', b'"\\ud800"'])
 def test_what_is_not_a_json_object_is_an_invalid_request(body: bytes) -> None:
     with pytest.raises(RequestError) as caught:

@@ -12,6 +12,7 @@ from providers.errors import (
     BadCredentials,
     InvalidPrompt,
     ModelNoise,
+    OutOfCredit,
     Overloaded,
     PromptTooLarge,
     ProviderError,
@@ -63,6 +64,31 @@ def test_what_nothing_can_cure_ends_it() -> None:
 
 def test_noise_of_the_model_is_worth_another_try() -> None:
     assert plan(1).failed(0, ModelNoise("botched call"), 0) is not None
+
+
+def test_a_wait_of_hours_is_not_slept_out() -> None:
+    assert plan(1).failed(0, RateLimited("a day's limit", retry_after_s=7200), 0) is None
+    both = plan(2)
+    assert both.failed(0, RateLimited("a day's limit", retry_after_s=7200), 0) == Try(1)
+    assert both.failed(1, VendorError("boom"), 0) == Try(1, 0.25)
+
+
+@pytest.mark.parametrize("error", [BadCredentials("no"), OutOfCredit("no")])
+def test_a_key_that_is_no_good_takes_out_all_models_of_its_provider(error: ProviderError) -> None:
+    trying = Plan(["anthropic", "anthropic", "groq"], 4, lambda: 0.5)
+    assert trying.failed(0, error, 0) == Try(2)
+
+
+def test_what_was_never_sent_is_no_attempt() -> None:
+    trying = plan(4, max_attempts=1)
+    for index in range(3):
+        assert trying.failed(index, Unsupported("it cannot do that"), 0) == Try(index + 1)
+    assert trying.failed(3, VendorError("boom"), 0) is None
+
+
+def test_a_fault_of_the_caller_beside_one_of_a_vendor_may_be_cured_by_time() -> None:
+    failures: list[tuple[str, ProviderError]] = [("haiku", Overloaded("busy")), ("tiny", PromptTooLarge("long"))]
+    assert verdict(failures).type is ErrorType.UNAVAILABLE
 
 
 @given(st.integers(1, 5), st.integers(1, 8), st.lists(errors, max_size=20), st.floats(0, 1, exclude_max=True))

@@ -11,12 +11,12 @@ from nats.aio.client import Client
 
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
-from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
+from processor.replies import PROBE_EVERY, Ending, Outbox, Probes, Replies, ReplyEvent
 from providers.base import Opened, TextDelta
 from providers.scripted import Pause, ScriptedProvider
 from tests.conftest import StartProcessor, make_settings
 from tests.processor.test_end_to_end import answer
-from tests.talk import ask_stream, body, read
+from tests.talk import ask, ask_stream, body, read
 from tests.wait import wait_until
 
 
@@ -104,8 +104,45 @@ async def test_a_request_without_stream_gets_exactly_one_message(nc: Client, sta
 
 async def test_streaming_can_be_switched_off(nc: Client, start: StartProcessor) -> None:
     await start({"anthropic": ScriptedProvider()}, enable_streaming=False)
-    inbox = nc.new_inbox()
-    sub = await nc.subscribe(inbox)
-    await nc.publish("llm.request.high", body("a b c", stream=True), reply=inbox)
-    msg = await sub.next_msg(timeout=5)
-    assert (read(msg)["response"], (msg.headers or {})["Sidecar-Event"]) == ("a b c", "final")
+    streamed = await ask_stream(nc, body("a b c", stream=True))
+    assert (streamed.events(), streamed.final["response"]) == (["final"], "a b c")
+
+
+async def test_a_stored_reply_ends_a_stream_like_a_new_one(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider(answer())})
+    await ask(nc, body(), Nats_Msg_Id="job-1")
+    place = nc.new_inbox()
+    sub = await nc.subscribe(place)
+    await nc.jetstream().publish("llm.request.low.job-1", body(stream=True), headers={"Reply-To": place})
+    assert read(await sub.next_msg(timeout=5))["response"] == "Hello."
+    assert (await sub.next_msg(timeout=5)).data == b""
+
+
+async def test_an_enqueued_stream_that_is_no_request_ends_like_any_other(nc: Client, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider()})
+    place = nc.new_inbox()
+    sub = await nc.subscribe(place)
+    await nc.jetstream().publish("llm.request.low.bad", b'{"stream": true}', headers={"Reply-To": place})
+    assert read(await sub.next_msg(timeout=5))["error"]["type"] == "invalid_request"
+    assert (await sub.next_msg(timeout=5)).data == b""
+
+
+async def test_a_stream_that_is_kept_counts_as_heard(nc: Client, bus: Bus, start: StartProcessor) -> None:
+    many = [TextDelta("x")] * (5 * PROBE_EVERY)
+    vendor = ScriptedProvider([Opened(), *many, Pause(0.2), *answer()[1:]])
+    await start({"anthropic": vendor})
+    await nc.jetstream().publish("llm.request.high.s1", body(stream=True), headers={"Reply-To": "llm.reply.s1"})
+    assert (await wait_until(lambda: Replies(bus).ending("s1"))).event is ReplyEvent.FINAL
+    assert vendor.cancelled == 0
+
+
+async def test_a_client_has_gone_when_two_probes_in_a_row_are_unheard(nc: Client, bus: Bus) -> None:
+    probes = Probes(bus)
+    await probes.start()
+    await bus.nc.flush()
+    for request_id, number in [("blinked", 1), ("blinked", 3), ("gone", 1), ("gone", 2)]:
+        await nc.publish(probes.subject(request_id, number), b"", headers={"Status": "503"})
+    await nc.publish(probes.subject("heard", 1), b'{"stream":"S","seq":1}')
+    await nc.publish(probes.subject("heard", 2), b'{"stream":"S","seq":2}')
+    assert await asyncio.wait_for(probes.gone.get(), 5) == "gone"
+    assert probes.gone.empty()

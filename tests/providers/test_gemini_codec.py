@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from providers.base import (
     Image,
@@ -273,6 +276,11 @@ def test_a_schema_keeps_what_gemini_takes_and_tells_the_rest_in_words() -> None:
     }
 
 
+keywords = st.sampled_from(
+    ["type", "anyOf", "allOf", "properties", "$defs", "items", "$ref", "const", "nullable", "pattern", "description"]
+)
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -289,6 +297,19 @@ def test_a_schema_keeps_what_gemini_takes_and_tells_the_rest_in_words() -> None:
 def test_what_a_schema_cannot_say_to_gemini_is_refused_by_name(schema: dict[str, Any]) -> None:
     with pytest.raises(Unsupported, match="keyword"):
         gemini_schema(schema)
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keywords, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(keywords, json, max_size=4))
+def test_any_schema_is_translated_or_refused(schema: dict[str, Any]) -> None:
+    with contextlib.suppress(Unsupported):
+        assert isinstance(gemini_schema(schema), dict)
 
 
 # --- answers --------------------------------------------------------------------------------

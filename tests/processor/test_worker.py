@@ -1,0 +1,140 @@
+"""What a worker does when the broker, the clock or a client gets in its way: nothing is lost, or paid twice."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import nats.errors
+import pytest
+from nats.aio.client import Client
+
+from processor import jetstream, worker
+from processor.audit import Attempt, AuditLog
+from processor.bus import Bus
+from processor.jetstream import JetStreamUnavailable
+from processor.lanes import Lanes
+from processor.replies import Replies
+from processor.service import Processor
+from providers.scripted import ScriptedProvider
+from tests.conftest import StartProcessor, make_settings
+from tests.processor.test_end_to_end import answer, slow
+from tests.talk import ask, body, stored
+from tests.wait import wait_until
+
+
+async def none_queued(nc: Client) -> bool:
+    return (await nc.jetstream().stream_info("LLM_REQUESTS")).state.messages == 0
+
+
+async def test_an_answer_that_cannot_be_stored_yet_is_kept_and_not_bought_again(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_STORE_AGAIN_S", 0.01)
+    store, tries = Replies.store, 0
+
+    async def in_trouble(*args: Any) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise JetStreamUnavailable("no leader")
+        return await store(*args)
+
+    monkeypatch.setattr(Replies, "store", in_trouble)
+    vendor = ScriptedProvider(answer())
+    await start({"anthropic": vendor})
+    assert (await ask(nc, body()))["response"] == "Hello."
+    assert (vendor.calls, tries) == (1, 4)
+
+
+async def test_a_cancel_that_comes_after_the_answer_is_too_late(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, writing, go_on = AuditLog.write, asyncio.Event(), asyncio.Event()
+
+    async def slow_write(log: AuditLog, entry: Any) -> bool:
+        if isinstance(entry, Attempt):
+            writing.set()
+            await go_on.wait()
+        return await write(log, entry)
+
+    monkeypatch.setattr(AuditLog, "write", slow_write)
+    processor = await start({"anthropic": ScriptedProvider(answer())})
+    asking = asyncio.create_task(ask(nc, body(), Nats_Msg_Id="job-1"))
+    await writing.wait()
+    processor._worker.cancel("job-1")
+    go_on.set()
+    assert (await asking)["response"] == "Hello."
+
+
+async def test_a_cancel_between_pull_and_call_is_heard(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nc.jetstream().publish("llm.request.low.job-1", body())
+    endless = slow(60)
+    first = await start({"anthropic": endless}, shutdown_grace=0)
+    await wait_until(lambda: endless.calls)
+    first.stop()
+
+    replicas: list[Processor] = []
+
+    async def cancelled_meanwhile(bus: Bus, request_id: str) -> int:
+        running = (await wait_until(lambda: replicas))[0]._worker.running
+        await nc.publish(f"llm.cancel.{request_id}")
+        await wait_until(lambda: running[request_id].stopped)
+        return 1
+
+    monkeypatch.setattr(worker, "last_attempt", cancelled_meanwhile)
+    vendor = ScriptedProvider(answer())
+    replicas.append(await start({"anthropic": vendor}))
+    reply = await wait_until(lambda: stored(nc, "job-1"))
+    assert (reply.get("error", {}).get("type"), vendor.calls) == ("cancelled", 0)
+
+
+async def test_one_id_on_two_lanes_is_one_request(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_OTHER_LANE_DELAY_S", 0.1)
+    vendor = slow(0.3)
+    await start({"anthropic": vendor})
+    for priority in ("high", "low"):
+        await nc.publish(f"llm.request.{priority}.job-1", body())
+    await wait_until(lambda: vendor.calls)
+    await wait_until(lambda: none_queued(nc))
+    assert vendor.calls == 1
+
+
+async def test_a_message_as_large_as_the_broker_takes_is_buried_and_not_served_for_ever(
+    nc: Client, start: StartProcessor
+) -> None:
+    huge = b"x" * (nc.max_payload - 100)
+    await nc.publish("llm.request.low.huge", huge)
+    await start({"anthropic": ScriptedProvider()})
+    assert (await wait_until(lambda: stored(nc, "huge")))["error"]["type"] == "too_large"
+    await wait_until(lambda: none_queued(nc))
+    dead = await jetstream.last_message(nc, "LLM_DEAD", "llm.dead.low.huge")
+    assert dead is not None
+    assert dead.headers["Sidecar-Body-Bytes"] == str(len(huge))
+    assert huge.startswith(dead.body)
+
+
+async def test_a_full_send_buffer_ends_neither_the_pull_nor_the_delivery(
+    nc: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = Bus()
+    await bus.connect(nats_url, make_settings(), name="test")
+    lanes = Lanes(bus, 1)
+    await lanes.start()
+    await nc.jetstream().publish("llm.request.low.job-1", body())
+    await wait_until(lambda: lanes.held)
+
+    async def full(*_: Any, **__: Any) -> None:
+        raise nats.errors.OutboundBufferLimitError
+
+    with monkeypatch.context() as offline:
+        offline.setattr(bus, "publish", full)
+        delivery = await lanes.next()
+        await delivery.ack()
+    assert (delivery.request_id, delivery.done, lanes.held) == ("job-1", True, set())
+    await lanes.stop()
+    await bus.close()
