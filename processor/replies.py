@@ -48,6 +48,15 @@ def error_headers(error: RequestError) -> dict[str, str]:
     return {"Nats-Service-Error-Code": str(error.type.code), "Nats-Service-Error": line}
 
 
+def sidecar_headers(request_id: str, event: ReplyEvent, attempt: int, seq: int) -> dict[str, str]:
+    return {
+        "Sidecar-Request-Id": request_id,
+        "Sidecar-Event": event,
+        "Sidecar-Attempt": str(attempt),
+        "Sidecar-Seq": str(seq),
+    }
+
+
 @dataclass(slots=True)
 class Outbox:
     """The numbered messages of one request to its client."""
@@ -84,12 +93,7 @@ class Outbox:
         await self._send(ReplyEvent.DELTA, orjson.dumps(fields))
 
     def headers(self, event: ReplyEvent) -> dict[str, str]:
-        return {
-            "Sidecar-Request-Id": self.request_id,
-            "Sidecar-Event": event,
-            "Sidecar-Attempt": str(self.attempt),
-            "Sidecar-Seq": str(self.seq),
-        }
+        return sidecar_headers(self.request_id, event, self.attempt, self.seq)
 
     async def _send(self, event: ReplyEvent, body: bytes) -> None:
         headers = self.headers(event)
@@ -121,13 +125,8 @@ class Ending:
     @classmethod
     def refusal(cls, request_id: str, error: RequestError) -> Ending:
         """For a request that no worker has taken up."""
-        place = {
-            "Sidecar-Request-Id": request_id,
-            "Sidecar-Event": ReplyEvent.ERROR,
-            "Sidecar-Attempt": "1",
-            "Sidecar-Seq": "0",
-        }
-        return cls(ReplyEvent.ERROR, error_body(request_id, error), place | error_headers(error))
+        headers = sidecar_headers(request_id, ReplyEvent.ERROR, attempt=1, seq=0) | error_headers(error)
+        return cls(ReplyEvent.ERROR, error_body(request_id, error), headers)
 
     @classmethod
     def stored(cls, message: StoredMessage) -> Ending:
