@@ -12,13 +12,13 @@ async def main() -> int:
     with tempfile.TemporaryDirectory() as data:
         environment = os.environ | {"SIDECAR_DATA_DIR": data, "NATS_PORT": "0", "LOG_LEVEL": "WARNING"}
         environment.pop("NATS_URL", None)
-        print("Starting a NATS broker with JetStream, the sidecar, and a local model (no API key needed) …")
+        print("Starting a NATS broker with JetStream, the sidecar, and a local model (no API key needed) …", flush=True)
         sidecar = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "processor.cli", "up", env=environment, stderr=asyncio.subprocess.PIPE
         )
         try:
             url = await ready(sidecar)
-            print(f'\nPublishing to llm.request.high on {url}:\n  "{QUESTION}"\n')
+            print(f'\nPublishing to llm.request.high on {url}:\n  "{QUESTION}"\n', flush=True)
             ask = ["-m", "processor.cli", "ask", QUESTION, "--model", "local", "--max-tokens", "120", "--timeout", "90"]
             asking = await asyncio.create_subprocess_exec(
                 sys.executable, *ask, env=environment | {"NATS_URL": url}, stdin=asyncio.subprocess.DEVNULL
