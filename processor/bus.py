@@ -100,6 +100,16 @@ class Bus:
         if size > self.nc.max_payload - HEADER_RESERVE:
             raise MessageTooLarge(f"{size} bytes; the broker takes {self.nc.max_payload - HEADER_RESERVE}")
 
+    async def settle(self) -> None:
+        """Return once the server has taken in everything sent so far, subscriptions too.
+
+        Raises:
+            nats.errors.Error: it does not answer.
+        """
+        # nats-py's PING overtakes what is still buffered; only a second one comes behind it.
+        for _ in range(2):
+            await self.nc.flush(timeout=FLUSH_TIMEOUT_S)
+
     async def watch(self) -> None:
         """Run until the connection is closed or stops answering; then raise `BusClosed`."""
         misses = 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import nats.errors
 import orjson
 import structlog
 from cachetools import LRUCache
@@ -24,6 +24,7 @@ PROBE_EVERY = 20
 MAX_MISSED = 10_000
 _DELIVER_S = 10.0
 _RETRY_S = 0.25
+_LOOK_AGAIN_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -236,13 +237,19 @@ class Replies:
                 headers.pop("Nats-Msg-Id", None)
                 arrived.set_result(Ending(ReplyEvent(headers["Sidecar-Event"]), msg.data, headers))
 
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         sub = await self._bus.nc.subscribe(subjects.reply(request_id), cb=on_message)
         try:
-            await self._bus.nc.flush(timeout=2)
-            if (before := await self.ending(request_id)) is not None:
-                return before
-            return await asyncio.wait_for(arrived, timeout_s)
-        except (TimeoutError, nats.errors.TimeoutError):
-            return None
+            while True:
+                # Not once but again and again: what was published just before the subscription may be stored after
+                # the first look, and a reconnection loses what is published meanwhile.
+                if (before := await self.ending(request_id)) is not None:
+                    return before
+                left = deadline - loop.time()
+                if left <= 0:
+                    return None
+                with contextlib.suppress(TimeoutError):
+                    return await asyncio.wait_for(asyncio.shield(arrived), min(left, _LOOK_AGAIN_S))
         finally:
             await sub.unsubscribe()

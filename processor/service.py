@@ -151,7 +151,7 @@ class Processor:
             await self._ingress.start()
             service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica)
             warming = tasks.create_task(self._open_providers())
-            await self._bus.nc.flush(timeout=5)  # ready means: the server knows our subscriptions
+            await self._bus.settle()  # ready means: the server knows our subscriptions
             on_ready()
             if not self._providers:
                 log.warning("no provider is configured: every request will fail; `sidecar check` says what is missing")

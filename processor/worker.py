@@ -38,7 +38,6 @@ MAX_CANCELLED = 10_000
 CANCELLED_KEPT_S = 3600.0
 """For how many ids, and how long, a cancel is remembered whose request has not been pulled yet."""
 _NAK_DELAY_S = 1.0
-_OTHER_LANE_DELAY_S = 10.0
 _STORE_AGAIN_S = 2.0
 _BROKER_TROUBLE = (JetStreamUnavailable, JetStreamError, nats.errors.Error)
 
@@ -58,12 +57,26 @@ class Job:
     """A request in work. `call` is the task that talks to vendors; only that is ever cancelled, not the ending."""
 
     delivery: Delivery
+    copies: list[Delivery] = field(default_factory=list)
+    """The same id on other lanes: one request, whose ending they are given when it has one."""
     tally: Tally = field(default_factory=Tally)
     tenant: str = "default"
     streamed: bool = False
     """The client asked for a stream, and reads on until the empty message."""
     call: asyncio.Task[Answered] | None = None
     stopped: Stop | None = None
+
+    def join(self, delivery: Delivery) -> None:
+        """Hold another delivery of this id.
+
+        On the same lane it is the same message, redelivered to the very process that is at work on it, after
+        heartbeats were lost on the way.
+        """
+        for held in (self.delivery, *self.copies):
+            if held.priority is delivery.priority:
+                held.renew(delivery)
+                return
+        self.copies.append(delivery)
 
     def stop(self, why: Stop) -> None:
         self.stopped = self.stopped or why
@@ -144,14 +157,16 @@ class Worker:
 
     async def _slot(self, delivery: Delivery) -> None:
         try:
-            if (job := self.running.get(delivery.request_id)) is None:
-                await self._serve(Job(delivery))
-            elif job.delivery.priority is delivery.priority:
-                # Redelivered to the very process that is at work on it, after heartbeats were lost on the way.
-                job.delivery.renew(delivery)
-            else:
-                # The same id on two lanes is one request: this copy is given the ending of the one that runs.
-                await delivery.nak(_OTHER_LANE_DELAY_S)
+            if (running := self.running.get(delivery.request_id)) is not None:
+                running.join(delivery)
+                return
+            job = Job(delivery)
+            await self._serve(job)
+            for copy in job.copies:
+                if self._leaving:
+                    await copy.nak()
+                else:
+                    await self._serve(Job(copy))
         finally:
             self._slots.release()
 

@@ -139,7 +139,7 @@ async def test_a_stream_that_is_kept_counts_as_heard(nc: Client, bus: Bus, start
 async def test_a_client_has_gone_when_two_probes_in_a_row_are_unheard(nc: Client, bus: Bus) -> None:
     probes = Probes(bus)
     await probes.start()
-    await bus.nc.flush()
+    await bus.settle()
     for request_id, number in [("blinked", 1), ("blinked", 3), ("gone", 1), ("gone", 2)]:
         await nc.publish(probes.subject(request_id, number), b"", headers={"Status": "503"})
     await nc.publish(probes.subject("heard", 1), b'{"stream":"S","seq":1}')
