@@ -65,7 +65,7 @@ async def test_sigterm_hands_back_what_cannot_be_finished_and_another_sidecar_ta
             vendors.delay_s = 0
             async with running("processor", **settings):
                 first.process.terminate()
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(10):  # less than ack_wait
                     assert await first.process.wait() == 0
                     reply = await wait_until(lambda: stored(nc, "job"))
     assert reply["response"] == ANSWER

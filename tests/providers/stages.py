@@ -71,7 +71,7 @@ class HttpStage:
             case "corrupt":
                 self._llmock.corrupt(after_chunks=2)
             case "silent":
-                self._llmock.stall(seconds=1)
+                self._llmock.stall(seconds=3)
 
     @property
     def calls(self) -> int:
@@ -119,7 +119,7 @@ class ScriptedStage:
 
 @asynccontextmanager
 async def stage(name: str, llmock: LLMock) -> AsyncIterator[Stage]:
-    """The stage of the provider `name`; its vendors are silent for at most half a second."""
+    """The stage of the provider `name`; its vendors are silent for at most a second and a half."""
     if name == "scripted":
         yield ScriptedStage()
         return
@@ -127,7 +127,7 @@ async def stage(name: str, llmock: LLMock) -> AsyncIterator[Stage]:
         api_key=KEY,
         base_url=llmock.base_url("openai" if name == "local" else name),
         api_version="v1beta",
-        read_timeout_s=0.5,
+        read_timeout_s=1.5,
     )
     made: tuple[Provider, str]
     match name:
