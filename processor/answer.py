@@ -108,15 +108,8 @@ class Answerer:
         prompt = build_prompt(request, model_id=model.id, max_output=model.max_output, stream=context.outbox.stream)
         try:
             await self._drive(self._providers[model.provider], prompt, run, context.outbox)
-        except ProviderError as error:
-            failure = AuditError(
-                kind=error.kind, message=error.message, status=error.status, retry_after_s=error.retry_after_s
-            )
-            self._audit.write_soon(self._record(run, candidate, request, context, failure))
-            raise
-        except asyncio.CancelledError:
-            gone = AuditError(kind="cancelled", message="stopped before the answer was complete")
-            self._audit.write_soon(self._record(run, candidate, request, context, gone))
+        except BaseException as error:
+            self._audit.write_soon(self._record(run, candidate, request, context, _failure(error)))
             raise
 
     async def _drive(self, provider: Provider, prompt: Prompt, run: _Run, outbox: Outbox) -> None:
@@ -201,6 +194,16 @@ def _final(run: _Run, candidate: Candidate, chosen: Route, request_started: date
         ),
         warnings=candidate.warnings,
     )
+
+
+def _failure(error: BaseException) -> AuditError:
+    if isinstance(error, ProviderError):
+        return AuditError(
+            kind=error.kind, message=error.message, status=error.status, retry_after_s=error.retry_after_s
+        )
+    if isinstance(error, asyncio.CancelledError):
+        return AuditError(kind="cancelled", message="stopped before the answer was complete")
+    return AuditError(kind="internal", message=f"the sidecar failed ({type(error).__name__})")
 
 
 def _milliseconds(start: float, end: float | None) -> float | None:

@@ -135,14 +135,14 @@ def message_id(entry: Received | Attempt | Ended) -> str:
 
 
 class AuditLog:
-    """Writes events, each in the order it was told. `write` waits for the PubAck, `write_soon` does not."""
+    """Writes events, sent in the order they were told. `write` waits for the PubAck, `write_soon` does not."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._writing = OwnedTasks()
         self.lost = 0
 
-    async def write(self, entry: Received | Attempt | Ended) -> bool:
+    async def write(self, entry: Received | Attempt | Ended) -> None:
         """Keep `entry`. A failure is counted and logged, and does not fail the request."""
         body = entry.model_dump_json(exclude_none=True).encode()
         subject = subjects.audit(entry.event, entry.id)
@@ -151,8 +151,6 @@ class AuditLog:
             await jetstream.publish(self._bus, subject, body, headers, timeout_s=WRITE_TIMEOUT_S)
         except (JetStreamUnavailable, JetStreamError, MessageTooLarge, nats.errors.Error) as error:
             self._lose(entry, str(error))
-            return False
-        return True
 
     def write_soon(self, entry: Received | Attempt | Ended) -> None:
         if len(self._writing) < MAX_UNWRITTEN:

@@ -106,7 +106,7 @@ class CatalogModel(_Table):
 
     def serves(self, model_id: str) -> bool:
         """Whether its vendor calls it that."""
-        return model_id.removeprefix("models/") in {self.id, *self.also}
+        return model_id in {self.id, *self.also}
 
     def retired(self, on: date) -> bool:
         """Whether the vendor no longer serves it: from the day `retires` on."""
@@ -187,22 +187,23 @@ class Catalog:
         Where neither the catalog nor the published prices know `served_by`, the asked model's price is taken and the
         cost is marked as an estimate.
         """
-        if served_by is None or asked.serves(served_by):
+        served = (served_by or asked.id).removeprefix("models/")
+        if asked.serves(served):
             return Cost(self.price_lists[asked.alias].cost(usage, at.date()))
-        prices = self._served_prices(asked, served_by)
+        prices = self._served_prices(asked, served)
         if prices is None:
             return Cost(self.price_lists[asked.alias].cost(usage, at.date()), estimated=True)
         return Cost(prices.cost(usage, at.date()))
 
-    def _served_prices(self, asked: CatalogModel, served_by: str) -> PriceList | None:
+    def _served_prices(self, asked: CatalogModel, served: str) -> PriceList | None:
         if asked.free:
             return FREE
         for model in self.models.values():
-            if model.provider == asked.provider and model.serves(served_by):
+            if model.provider == asked.provider and model.serves(served):
                 return self.price_lists[model.alias]
         from processor.published_prices import published
 
-        return published(asked.provider, served_by.removeprefix("models/"))
+        return published(asked.provider, served)
 
     def list_price(self, model: CatalogModel, on: datetime) -> Decimal:
         """Dollars for a million tokens of input and a quarter million of output: a figure to sort models by."""

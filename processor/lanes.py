@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(eq=False)
 class Delivery:
-    """One message of a lane, held until it is acknowledged, handed back or terminated."""
+    """One message of a lane, held until it is acknowledged or handed back."""
 
     bus: Bus
     priority: Priority
@@ -55,12 +55,8 @@ class Delivery:
         delay = orjson.dumps({"delay": int(delay_s * 1e9)}) if delay_s else b""
         await self._end(b"-NAK " + delay if delay else b"-NAK")
 
-    async def term(self, reason: str) -> None:
-        """Never deliver it again."""
-        await self._end(b"+TERM " + reason.encode()[:200])
-
     async def in_progress(self) -> None:
-        await self.bus.publish(self.ack_subject, b"+WPI")
+        await self._tell(b"+WPI")
 
     def renew(self, again: Delivery) -> None:
         """The server delivered the same message again while we hold it: its newest ack subject counts."""
@@ -68,11 +64,14 @@ class Delivery:
         again.held.discard(again)
 
     async def _end(self, word: bytes) -> None:
-        """Tell the server; where that fails, it delivers again by itself once the heartbeats are missing."""
         if self.done:
             return
         self.done = True
         self.held.discard(self)
+        await self._tell(word)
+
+    async def _tell(self, word: bytes) -> None:
+        """Tell the server; where that fails, it delivers again by itself once it has heard nothing for ack_wait."""
         try:
             await self.bus.publish(self.ack_subject, word)
         except nats.errors.Error as error:
@@ -226,15 +225,9 @@ class Lanes:
             if not self._bus.nc.is_connected:
                 continue
             for delivery in tuple(self.held):
-                await self._heartbeat(delivery)
+                await delivery.in_progress()
             for lane in self._lanes:
                 await lane.check(loop.time())
-
-    async def _heartbeat(self, delivery: Delivery) -> None:
-        try:
-            await delivery.in_progress()
-        except nats.errors.Error as error:
-            log.warning("heartbeat failed", id=delivery.request_id, error=repr(error))
 
     async def _pull_anew(self) -> None:
         for lane in self._lanes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -249,7 +248,8 @@ class Replies:
                 left = deadline - loop.time()
                 if left <= 0:
                     return None
-                with contextlib.suppress(TimeoutError):
-                    return await asyncio.wait_for(asyncio.shield(arrived), min(left, _LOOK_AGAIN_S))
+                await asyncio.wait({arrived}, timeout=min(left, _LOOK_AGAIN_S))
+                if arrived.done():
+                    return arrived.result()
         finally:
             await sub.unsubscribe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -160,13 +161,14 @@ class Worker:
             if (running := self.running.get(delivery.request_id)) is not None:
                 running.join(delivery)
                 return
-            job = Job(delivery)
-            await self._serve(job)
-            for copy in job.copies:
+            waiting = deque([delivery])
+            while waiting:
+                job = Job(waiting.popleft())
                 if self._leaving:
-                    await copy.nak()
+                    await job.delivery.nak()
                 else:
-                    await self._serve(Job(copy))
+                    await self._serve(job)
+                waiting += job.copies
         finally:
             self._slots.release()
 
@@ -246,7 +248,7 @@ class Worker:
         except RequestError as error:
             return error, AuditEvent.FAILED
         except MessageTooLarge as error:
-            return RequestError(ErrorType.TOO_LARGE, f"the answer does not fit the bus: {error}"), AuditEvent.FAILED
+            return _does_not_fit(error), AuditEvent.FAILED
         except _BROKER_TROUBLE:
             raise
         except Exception:
@@ -262,7 +264,7 @@ class Worker:
         try:
             first = await self._store(outbox.request_id, ending)
         except MessageTooLarge as error:
-            ending = Ending.of(outbox, RequestError(ErrorType.TOO_LARGE, f"the answer does not fit the bus: {error}"))
+            ending = Ending.of(outbox, _does_not_fit(error))
             first, event = await self._store(outbox.request_id, ending), AuditEvent.FAILED
         if not first:
             ending = await self._replies.ending(outbox.request_id) or ending
@@ -333,3 +335,7 @@ class Worker:
 
 
 _TERMINAL = {ErrorType.CANCELLED: AuditEvent.CANCELLED, ErrorType.DEADLINE_EXCEEDED: AuditEvent.EXPIRED}
+
+
+def _does_not_fit(error: MessageTooLarge) -> RequestError:
+    return RequestError(ErrorType.TOO_LARGE, f"the answer does not fit the bus: {error}")

@@ -86,3 +86,9 @@ async def audit_events(nc: Client, request_id: str) -> list[dict[str, Any]]:
         found.append(read(await sub.next_msg(timeout=2)))
     await sub.unsubscribe()
     return found
+
+
+async def all_audit_events(nc: Client, request_id: str, count: int) -> list[dict[str, Any]] | None:
+    """The request's audit events once there are `count`: they are written beside its answer."""
+    events = await audit_events(nc, request_id)
+    return events if len(events) >= count else None

@@ -15,7 +15,7 @@ from providers.base import Finished, FinishReason, Opened, Prompt, TextDelta, To
 from providers.errors import InvalidPrompt, Overloaded, StreamCut, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor
-from tests.talk import ask, ask_stream, audit_events, body, read, stored
+from tests.talk import all_audit_events, ask, ask_stream, audit_events, body, read, stored
 from tests.wait import wait_until
 
 
@@ -323,7 +323,7 @@ async def test_a_client_that_has_gone_stops_the_vendors_stream(
 async def test_the_audit_log_has_received_attempts_and_one_terminal_event(nc: Client, start: StartProcessor) -> None:
     await start({"anthropic": ScriptedProvider([Overloaded("busy", status=529)]), "groq": ScriptedProvider()})
     reply = await ask(nc, body("hi"), Nats_Msg_Id="job-1")
-    events = await wait_until(lambda: _all_of(nc, "job-1", 4))
+    events = await wait_until(lambda: all_audit_events(nc, "job-1", 4))
     assert [e["event"] for e in events] == ["received", "attempt", "attempt", "completed"]
     assert events[1]["error"]["kind"] == "overloaded"
     assert events[2]["usage"]["raw"] == {"words": 1}
@@ -331,17 +331,12 @@ async def test_the_audit_log_has_received_attempts_and_one_terminal_event(nc: Cl
     assert b"hi" not in orjson.dumps(events[0]["body_sha256"])
 
 
-async def _all_of(nc: Client, request_id: str, count: int) -> list[dict[str, object]] | None:
-    events = await audit_events(nc, request_id)
-    return events if len(events) >= count else None
-
-
 async def test_a_cancelled_attempt_is_charged_by_the_last_usage_seen(nc: Client, start: StartProcessor) -> None:
     usage = Usage(input_fresh=1000)
     vendor = ScriptedProvider([Opened(), UsageSeen(usage), TextDelta("x" * 400), Pause(30)])
     await start({"anthropic": vendor})
     await ask(nc, body(deadline_ms=150), Nats_Msg_Id="job-1")
-    events = await wait_until(lambda: _all_of(nc, "job-1", 3))
+    events = await wait_until(lambda: all_audit_events(nc, "job-1", 3))
     attempt = next(e for e in events if e["event"] == "attempt")
     assert attempt["cost_estimated"] is True
     assert attempt["cost_usd"] == pytest.approx((1000 * 1 + 100 * 5) / 1e6)

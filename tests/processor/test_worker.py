@@ -14,12 +14,13 @@ from processor.audit import Attempt, AuditLog
 from processor.bus import Bus
 from processor.jetstream import JetStreamUnavailable
 from processor.lanes import Lanes
-from processor.replies import Replies
+from processor.replies import Ending, Replies
 from processor.service import Processor
+from providers.base import Opened, TextDelta, Usage, UsageSeen
 from providers.scripted import ScriptedProvider
 from tests.conftest import StartProcessor, make_settings
 from tests.processor.test_end_to_end import answer, slow
-from tests.talk import ask, body, read, stored
+from tests.talk import all_audit_events, ask, ask_stream, body, read, stored
 from tests.wait import wait_until
 
 
@@ -52,11 +53,11 @@ async def test_a_cancel_that_comes_after_the_answer_is_too_late(
 ) -> None:
     write, writing, go_on = AuditLog.write, asyncio.Event(), asyncio.Event()
 
-    async def slow_write(log: AuditLog, entry: Any) -> bool:
+    async def slow_write(log: AuditLog, entry: Any) -> None:
         if isinstance(entry, Attempt):
             writing.set()
             await go_on.wait()
-        return await write(log, entry)
+        await write(log, entry)
 
     monkeypatch.setattr(AuditLog, "write", slow_write)
     processor = await start({"anthropic": ScriptedProvider(answer())})
@@ -101,6 +102,40 @@ async def test_one_id_on_two_lanes_is_one_request(nc: Client, start: StartProces
     assert [read(await sub.next_msg(timeout=5))["response"] for sub in subs] == ["Hello."] * 2
     await wait_until(lambda: none_queued(nc), timeout_s=3)
     assert vendor.calls == 1
+
+
+async def test_a_copy_that_comes_while_another_is_served_has_its_turn_too(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendor = slow(0.3)
+    processor = await start({"anthropic": vendor})
+    await nc.publish("llm.request.high.job-1", body())
+    await wait_until(lambda: vendor.calls)
+    running = processor._worker.running
+    await nc.publish("llm.request.medium.job-1", body())
+    await wait_until(lambda: running["job-1"].copies)
+    look = Replies.ending
+
+    async def meanwhile(replies: Replies, request_id: str) -> Ending | None:
+        if running[request_id].delivery.priority == "medium":
+            await nc.publish("llm.request.low.job-1", body())
+            await wait_until(lambda: running[request_id].copies)
+        return await look(replies, request_id)
+
+    monkeypatch.setattr(Replies, "ending", meanwhile)
+    await wait_until(lambda: vendor.calls and not running)
+    await wait_until(lambda: none_queued(nc), timeout_s=3)
+    assert vendor.calls == 1
+
+
+async def test_an_attempt_that_the_bus_ends_is_charged_like_any_other(nc: Client, start: StartProcessor) -> None:
+    usage = Usage(input_fresh=1000)
+    await start({"anthropic": ScriptedProvider([Opened(), UsageSeen(usage), TextDelta("x" * nc.max_payload)])})
+    reply = (await ask_stream(nc, body(stream=True))).final
+    assert reply["error"]["type"] == "too_large"
+    events = await wait_until(lambda: all_audit_events(nc, reply["error"]["request_id"], 3))
+    attempt = next(event for event in events if event["event"] == "attempt")
+    assert (attempt["error"]["kind"], attempt["cost_usd"] > 0) == ("internal", True)
 
 
 async def test_a_message_as_large_as_the_broker_takes_is_buried_and_not_served_for_ever(
