@@ -14,6 +14,7 @@ REQUESTS = "LLM_REQUESTS"
 REPLIES = "LLM_REPLIES"
 AUDIT = "LLM_AUDIT"
 DEAD = "LLM_DEAD"
+STATE = "LLM_STATE"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _PLAIN_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*\Z")
@@ -74,6 +75,16 @@ def audit(event: AuditEvent, request_id: str) -> str:
 
 def dead(priority: Priority, request_id: str) -> str:
     return f"llm.dead.{priority}.{request_id}"
+
+
+def limits_state(provider: str) -> str:
+    """How much of a provider's limits is used: one document, which all replicas change by compare and set."""
+    return f"llm.state.limits.{provider}"
+
+
+def handed_back(request_id: str) -> str:
+    """How often a request was handed back by a sidecar that lived: it tells these from deaths."""
+    return f"llm.state.handback.{request_id}"
 
 
 def is_request_id(text: str) -> bool:
