@@ -1,36 +1,30 @@
-"""One request to one answer: route, then attempts over the candidates until one is complete."""
+"""One request to one answer: route, admission, then attempts over the candidates until one is complete."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
-from processor.audit import Attempt, AuditError, AuditLog, AuditUsage
+from processor.admission import Admission, Admitted, Candidature, Entrant
+from processor.attempt import Attempts, Run, Tally, milliseconds
+from processor.audit import Attempt
+from processor.bucket import Need
 from processor.catalog import Catalog
+from processor.errors import ErrorType, RequestError
+from processor.estimate import Learned, base_tokens
 from processor.messages import Request
-from processor.outcome import Plan, verdict
-from processor.prompts import build_prompt
+from processor.outcome import Option, Plan, verdict
+from processor.prompts import answer_limit
 from processor.replies import Outbox
-from processor.reply_bodies import FinalReply, ReplyRoute, ReplyUsage, Timing
+from processor.reply_bodies import Considered, FinalReply, ReplyRoute, ReplyUsage, Timing
 from processor.router import Candidate, Route, route
-from processor.transcript import Transcript
-from providers.base import Prompt, Provider, TextDelta, ThinkingDelta, ToolCallDelta, Usage
-from providers.errors import ProviderError, StreamCut
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a request has used so far, over all its attempts in this delivery."""
-
-    attempts: int = 0
-    cost_usd: Decimal = Decimal(0)
-    estimated: bool = False
+from processor.slots import Slot
+from processor.subjects import Priority
+from providers.errors import ProviderError, RateLimited
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +33,9 @@ class Context:
 
     outbox: Outbox
     tally: Tally
+    slot: Slot
     accepted: datetime
+    deadline: datetime | None
     first_attempt: int
     common: Mapping[str, Any]
     """The fields that all its audit events share."""
@@ -53,171 +49,218 @@ class Answered:
     attempt: Attempt
 
 
+@dataclass(slots=True)
+class _Work:
+    """A request on its way through its candidates."""
+
+    request: Request
+    context: Context
+    chosen: Route
+    base_tokens: int
+    entrant: Entrant
+    plan: Plan
+    first_call: datetime | None = None
+
+    def run(self, admitted: Admitted) -> Run:
+        tally = self.context.tally
+        run = Run(
+            self.context.first_attempt + tally.attempts,
+            self.chosen.candidates[admitted.index],
+            admitted.reservation,
+            self.base_tokens,
+        )
+        tally.attempts += 1
+        self.first_call = self.first_call or run.started_at
+        return run
+
+    def fail(self, index: int, error: ProviderError) -> None:
+        self.plan.failed(index, error, time.monotonic())
+        self.entrant.passed_over[index] = f"failed: {error.message} ({error.kind})"
+
+    def considered(self, served: int) -> tuple[Considered, ...]:
+        """Every candidate with what came of it, then those that were refused."""
+        reasons = {index: why for index, why in self.entrant.passed_over.items() if index != served}
+        seen = [
+            Considered(model=c.name, provider=c.model.provider, reason=reasons.get(i, c.reason))
+            for i, c in enumerate(self.chosen.candidates)
+        ]
+        return (*seen, *self.chosen.considered[len(seen) :])
+
+
 class Answerer:
     """Calls vendors. It knows nothing of lanes, and its task may be cancelled at any moment."""
 
     def __init__(
         self,
-        providers: Mapping[str, Provider],
+        attempts: Attempts,
+        admission: Admission,
         catalog: Catalog,
-        audit: AuditLog,
+        learned: Learned,
         *,
+        available: Collection[str],
         default_model: str,
         max_retries: int,
+        hedge_critical: bool,
         jitter: Callable[[], float],
     ) -> None:
-        self._providers = providers
+        self._attempts = attempts
+        self._admission = admission
         self._catalog = catalog
-        self._audit = audit
+        self._learned = learned
+        self._available = available
         self._default_model = default_model
-        self._max_attempts = max_retries + 1
+        self._max_retries = max_retries
+        self._hedge_critical = hedge_critical
         self._jitter = jitter
 
     async def answer(self, request: Request, context: Context) -> Answered:
         """The reply of the first candidate that completes.
 
         Raises:
-            RequestError: every candidate failed, none fits, or the model is unknown.
+            RequestError: every candidate failed, none fits or is free in time, or the model is unknown.
+            HandedBack: no candidate is free soon, and the request has time.
         """
-        started = datetime.now(UTC)
-        chosen = route(
-            request, self._catalog, available=self._providers.keys(), default=self._default_model, on=started
-        )
-        plan = Plan([candidate.model.provider for candidate in chosen.candidates], self._max_attempts, self._jitter)
-        step = plan.first()
-        while step is not None:
-            await asyncio.sleep(step.delay_s)
-            candidate = chosen.candidates[step.index]
-            number = context.first_attempt + len(plan.failures)
-            context.tally.attempts = number
-            await context.outbox.begin(number)
-            run = _Run(number, datetime.now(UTC), time.monotonic(), Transcript())
+        work = self._begin(request, context)
+        while options := work.plan.options():
             try:
-                await self._attempt(request, candidate, context, run)
-            except ProviderError as error:
-                step = plan.failed(step.index, error, time.monotonic())
-                continue
-            record = self._record(run, candidate, request, context, None)
-            return Answered(_final(run, candidate, chosen, started, context), record)
-        failures = [(chosen.candidates[index].name, error) for index, error in plan.failures]
-        raise verdict(failures, [(r.model, r.reason) for r in chosen.refusals])
+                admitted = await self._admission.enter(work.entrant, options)
+            except RequestError as error:
+                raise _with_failures(error, work) from None
+            done = await self._call(work, admitted, options)
+            if done is not None:
+                run, index, record = done
+                return Answered(self._final(work, run, index), record)
+        failures = [(work.chosen.candidates[index].name, error) for index, error in work.plan.failures]
+        raise verdict(failures, [(r.model, r.reason) for r in work.chosen.refusals])
 
-    async def _attempt(self, request: Request, candidate: Candidate, context: Context, run: _Run) -> None:
-        """Drive one provider's stream to its end, and write down what it used where it came to none."""
+    def _begin(self, request: Request, context: Context) -> _Work:
+        now = datetime.now(UTC)
+        chosen = route(request, self._catalog, available=self._available, default=self._default_model, on=now)
+        base = base_tokens(request)
+        left_s = None if context.deadline is None else (context.deadline - now).total_seconds()
+        entrant = Entrant(
+            context.slot,
+            None if left_s is None else time.monotonic() + left_s,
+            [Candidature(c.model, self._need(c, request, base)) for c in chosen.candidates],
+        )
+        plan = Plan([candidate.model.provider for candidate in chosen.candidates], self._max_retries, self._jitter)
+        return _Work(request, context, chosen, base, entrant, plan)
+
+    def _need(self, candidate: Candidate, request: Request, base: int) -> Need:
         model = candidate.model
-        prompt = build_prompt(request, model_id=model.id, max_output=model.max_output, stream=context.outbox.stream)
+        return Need(1, *self._learned.need(model.alias, base, answer_limit(request, model.max_output)))
+
+    async def _call(
+        self, work: _Work, admitted: Admitted, options: Sequence[Option]
+    ) -> tuple[Run, int, Attempt] | None:
+        """One call, or two that race; None when it failed and the plan knows."""
+        patience = self._learned.first_token_p95(work.chosen.candidates[admitted.index].model.alias)
+        others = [option for option in options if option.index != admitted.index]
+        run = work.run(admitted)
+        if self._hedge_critical and work.context.slot.priority is Priority.CRITICAL and patience and others:
+            return await self._race(work, admitted, run, others, patience)
         try:
-            await self._drive(self._providers[model.provider], prompt, run, context.outbox)
-        except BaseException as error:
-            self._audit.write_soon(self._record(run, candidate, request, context, _failure(error)))
-            raise
+            return run, admitted.index, await self._make(work, run)
+        except ProviderError as error:
+            work.fail(admitted.index, error)
+            return None
 
-    async def _drive(self, provider: Provider, prompt: Prompt, run: _Run, outbox: Outbox) -> None:
-        async with aclosing(provider.stream(prompt)) as events:
-            async for event in events:
-                run.transcript.add(event, time.monotonic())
-                if isinstance(event, TextDelta | ThinkingDelta | ToolCallDelta):
-                    await outbox.delta(event)
-        if run.transcript.finished is None:
-            raise StreamCut("the stream ended without its terminal event")
+    async def _race(
+        self, work: _Work, admitted: Admitted, run: Run, others: Sequence[Option], patience_s: float
+    ) -> tuple[Run, int, Attempt] | None:
+        """Start a second candidate when the first token is later than usual; the first to speak goes on alone."""
+        calls: dict[asyncio.Task[Attempt], tuple[Run, int]] = {}
+        winner: list[Run] = []
 
-    def _record(
-        self, run: _Run, candidate: Candidate, request: Request, context: Context, error: AuditError | None
-    ) -> Attempt:
-        """The attempt's audit event; its cost is added to the request's tally."""
-        ended, seen = time.monotonic(), run.transcript
-        usage, estimated = seen.settled(prompt_chars=request.text_chars)
-        served_by = seen.finished.model if seen.finished else None
-        price = self._catalog.price(usage, candidate.model, served_by=served_by, at=run.started_at)
-        run.cost_usd, run.estimated = price.usd, estimated or price.estimated
-        context.tally.cost_usd += run.cost_usd
-        context.tally.estimated |= run.estimated
-        return Attempt(
-            **context.common,
-            attempt=run.number,
+        def claim(mine: Run) -> bool:
+            if winner:
+                return False
+            winner.append(mine)
+            for task, (other, _) in calls.items():
+                if other is not mine:
+                    task.cancel()
+            return True
+
+        def start(one: Run, index: int) -> None:
+            one.claim = lambda: claim(one)
+            calls[asyncio.create_task(self._make(work, one))] = (one, index)
+
+        try:
+            start(run, admitted.index)
+            await asyncio.wait(calls, timeout=patience_s)
+            if not winner and not any(task.done() for task in calls):
+                second = await self._admission.try_now(work.entrant, others)
+                if second is not None:
+                    start(work.run(second), second.index)
+            await asyncio.wait(calls)
+        finally:
+            for task in calls:
+                task.cancel()
+            await asyncio.wait(calls)
+            for called, _ in calls.values():
+                self._attempts.drop(called)
+        return _outcome(work, calls)
+
+    async def _make(self, work: _Work, run: Run) -> Attempt:
+        context = work.context
+        return await self._attempts.make(run, work.request, context.outbox, context.tally, context.common)
+
+    def _final(self, work: _Work, run: Run, index: int) -> FinalReply:
+        context, candidate = work.context, run.candidate
+        seen, usage, finished = run.transcript, run.transcript.usage, run.transcript.finished
+        assert finished is not None
+        assert work.first_call is not None
+        before_s = (run.started_at - context.accepted).total_seconds()
+        first_token_s = None if run.first_token_s is None else before_s + run.first_token_s
+        return FinalReply(
+            id=context.outbox.request_id,
             model=candidate.name,
             provider=candidate.model.provider,
-            served_by=served_by,
-            vendor_request_id=seen.opened.vendor_request_id if seen.opened else None,
-            started=run.started_at,
-            duration_ms=round((ended - run.started) * 1000, 3),
-            first_token_ms=_milliseconds(run.started, seen.first_token_at),
-            finish_reason=seen.finished.reason if seen.finished else None,
-            usage=_audit_usage(usage),
-            cost_usd=run.cost_usd,
-            cost_estimated=run.estimated,
-            error=error,
+            served_by=finished.model,
+            response=seen.text,
+            tool_calls=seen.tool_calls,
+            finish_reason=finished.reason,
+            usage=ReplyUsage(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cache_read,
+                cache_write_tokens=usage.cache_write,
+                reasoning_tokens=usage.output_thinking,
+            ),
+            cost_usd=context.tally.cost_usd,
+            cost_estimated=context.tally.estimated,
+            attempts=context.first_attempt + context.tally.attempts - 1,
+            route=ReplyRoute(reason=candidate.reason, considered=work.considered(index)),
+            timing=Timing(
+                queued_ms=milliseconds(max(0.0, (work.first_call - context.accepted).total_seconds())),
+                first_token_ms=milliseconds(first_token_s),
+                total_ms=milliseconds((datetime.now(UTC) - context.accepted).total_seconds()),
+            ),
+            warnings=candidate.warnings,
         )
 
 
-@dataclass(slots=True)
-class _Run:
-    """One attempt: its number, its start on both clocks, and what came of it."""
-
-    number: int
-    started_at: datetime
-    started: float
-    transcript: Transcript
-    cost_usd: Decimal = Decimal(0)
-    estimated: bool = False
-
-
-def _final(run: _Run, candidate: Candidate, chosen: Route, request_started: datetime, context: Context) -> FinalReply:
-    seen, usage, finished = run.transcript, run.transcript.usage, run.transcript.finished
-    assert finished is not None
-    queued_ms = max(0.0, (request_started - context.accepted).total_seconds() * 1000)
-    before_ms = (run.started_at - context.accepted).total_seconds() * 1000
-    first_ms = _milliseconds(run.started, seen.first_token_at)
-    return FinalReply(
-        id=context.outbox.request_id,
-        model=candidate.name,
-        provider=candidate.model.provider,
-        served_by=finished.model,
-        response=seen.text,
-        tool_calls=seen.tool_calls,
-        finish_reason=finished.reason,
-        usage=ReplyUsage(
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cache_read_tokens=usage.cache_read,
-            cache_write_tokens=usage.cache_write,
-            reasoning_tokens=usage.output_thinking,
-        ),
-        cost_usd=context.tally.cost_usd,
-        cost_estimated=context.tally.estimated,
-        attempts=run.number,
-        route=ReplyRoute(reason=candidate.reason, considered=chosen.considered),
-        timing=Timing(
-            queued_ms=round(queued_ms, 1),
-            first_token_ms=None if first_ms is None else round(before_ms + first_ms, 1),
-            total_ms=round((datetime.now(UTC) - context.accepted).total_seconds() * 1000, 1),
-        ),
-        warnings=candidate.warnings,
-    )
+def _outcome(work: _Work, calls: Mapping[asyncio.Task[Attempt], tuple[Run, int]]) -> tuple[Run, int, Attempt] | None:
+    """The race's complete answer; the plan is told of what failed."""
+    done = None
+    for task, (run, index) in calls.items():
+        if task.cancelled():
+            continue
+        error = task.exception()
+        if error is None:
+            done = (run, index, task.result())
+        elif isinstance(error, ProviderError):
+            work.fail(index, error)
+        else:
+            raise error
+    return done
 
 
-def _failure(error: BaseException) -> AuditError:
-    if isinstance(error, ProviderError):
-        return AuditError(
-            kind=error.kind, message=error.message, status=error.status, retry_after_s=error.retry_after_s
-        )
-    if isinstance(error, asyncio.CancelledError):
-        return AuditError(kind="cancelled", message="stopped before the answer was complete")
-    return AuditError(kind="internal", message=f"the sidecar failed ({type(error).__name__})")
-
-
-def _milliseconds(start: float, end: float | None) -> float | None:
-    return None if end is None else round((end - start) * 1000, 3)
-
-
-def _audit_usage(usage: Usage) -> AuditUsage:
-    return AuditUsage(
-        input_fresh=usage.input_fresh,
-        cache_read=usage.cache_read,
-        cache_write_5m=usage.cache_write_5m,
-        cache_write_1h=usage.cache_write_1h,
-        tool_input=usage.tool_input,
-        output_visible=usage.output_visible,
-        output_thinking=usage.output_thinking,
-        raw=dict(usage.raw),
-    )
+def _with_failures(error: RequestError, work: _Work) -> RequestError:
+    """That no candidate is free, with what those said that were called before."""
+    failures = work.plan.failures
+    if not failures:
+        return error
+    said = verdict([(work.chosen.candidates[index].name, failure) for index, failure in failures]).message
+    kind = error.type if all(isinstance(f, RateLimited) for _, f in failures) else ErrorType.UNAVAILABLE
+    return RequestError(kind, f"{said}; {error.message}"[:1000], retry_after_s=error.retry_after_s)

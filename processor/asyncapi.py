@@ -9,15 +9,20 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from processor.alerts import Alert
 from processor.audit import Attempt, Ended, Received
 from processor.errors import ErrorType
+from processor.hints import BreakerStatus
 from processor.messages import Request
 from processor.reply_bodies import Delta, ErrorReply, FinalReply, Restarted
 from processor.subjects import AuditEvent, Priority
 
 Json = dict[str, Any]
 
-_MODELS: tuple[type[BaseModel], ...] = (Request, Delta, Restarted, FinalReply, ErrorReply, Received, Attempt, Ended)
+_MODELS: tuple[type[BaseModel], ...] = (
+    *(Request, Delta, Restarted, FinalReply, ErrorReply, Received, Attempt, Ended),
+    *(Alert, BreakerStatus),
+)
 _TO_CLIENT: Json = {
     "type": "object",
     "properties": {
@@ -73,6 +78,18 @@ def _channels() -> Json:
         "dead": _channel(
             "llm.dead.{priority}.{id}", ["dead"], "JetStream LLM_DEAD: what could not be done", priority | request_id
         ),
+        "alert": _channel(
+            "llm.alert.{severity}",
+            ["alert"],
+            "What an operator has to know; not stored",
+            {"severity": {"enum": ["info", "warning", "critical"]}},
+        ),
+        "status": _channel(
+            "llm.status.{replica}",
+            ["breaker"],
+            "What a replica tells the others",
+            {"replica": {"description": "Its name"}},
+        ),
     }
 
 
@@ -99,6 +116,9 @@ def _operations() -> Json:
         "storeReply": operation("send", "reply"),
         "audit": operation("send", "audit"),
         "bury": operation("send", "dead"),
+        "alert": operation("send", "alert"),
+        "tell": operation("send", "status"),
+        "hear": operation("receive", "status"),
     }
 
 
@@ -137,6 +157,8 @@ def _messages() -> Json:
         "received": message(Received, "A worker took the request up"),
         "attempt": message(Attempt, "One call to a vendor: usage, cost, error"),
         "ended": message(Ended, "completed, failed, cancelled, expired or dead"),
+        "alert": message(Alert, "What an operator has to know"),
+        "breaker": message(BreakerStatus, "A circuit breaker changed its state"),
         "dead": message(None, "The request's body and headers; Sidecar-Reason and Sidecar-Deliveries say why"),
     }
 

@@ -162,6 +162,10 @@ class AuditLog:
         """Wait until everything given to `write_soon` is written, or lost after `WRITE_TIMEOUT_S`."""
         await self._writing.join()
 
+    async def abandon(self) -> None:
+        """End what still runs, at once."""
+        await self._writing.cancel()
+
     def _lose(self, entry: Received | Attempt | Ended, why: str) -> None:
         self.lost += 1
         log.error("audit event lost", id=entry.id, audit_event=str(entry.event), why=why, lost=self.lost)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import nats
 import structlog
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 
 from processor.config import Settings
 
@@ -109,6 +110,18 @@ class Bus:
         # nats-py's PING overtakes what is still buffered; only a second one comes behind it.
         for _ in range(2):
             await self.nc.flush(timeout=FLUSH_TIMEOUT_S)
+
+    async def leave(self, sub: Subscription) -> None:
+        """End a subscription without losing what the server has sent it: all that came is handled first.
+
+        `unsubscribe` drops what has come and was not looked at, and the flush in `drain` overtakes its own UNSUB.
+        """
+        try:
+            await self.nc._send_unsubscribe(sub._id)
+            await self.settle()
+            await sub.drain()  # type: ignore[no-untyped-call]
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            log.warning("subscription not ended in order", subject=sub.subject, error=repr(error))
 
     async def watch(self) -> None:
         """Run until the connection is closed or stops answering; then raise `BusClosed`."""

@@ -37,8 +37,13 @@ class _Table(BaseModel):
 
 
 class Limits(_Table):
-    """What a vendor allows: requests and tokens a minute and a day, input and output apart where it counts so."""
+    """What a vendor allows: requests and tokens a minute and a day, input and output apart where it counts so.
 
+    Input read from the vendor's prompt cache does not count. `pace` spaces the requests that one replica sends, so
+    many a second, for a vendor that takes no bursts; it is read of a provider only.
+    """
+
+    pace: Annotated[float, Field(gt=0)] | None = None
     rpm: Count | None = None
     rpd: Count | None = None
     tpm: Count | None = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Coroutine
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +26,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
+
+dead = typer.Typer(
+    help="Requests that could not be done: look at them, send them again, remove them.",
+    epilog="A dead letter is kept for two weeks. Start with: sidecar dead list   then: sidecar dead show ID",
+    no_args_is_help=True,
+)
+app.add_typer(dead, name="dead")
 
 
 def settings() -> Settings:
@@ -76,7 +85,9 @@ def processor() -> None:
 @app.command()
 def provision(
     update: Annotated[bool, typer.Option("--update", help="Set drifted fields to the files' values.")] = False,
-    replicas: Annotated[int | None, typer.Option(help="Copies of every stream: 3 in a cluster.", min=1, max=5)] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Copies of every stream; by itself 3 in a cluster, else 1.", min=1, max=5)
+    ] = None,
     files: Annotated[Path | None, typer.Option(help="Another folder with streams/ and consumers/.")] = None,
 ) -> None:
     """Create the streams and consumers that are missing on NATS_URL, and report what differs. Deletes nothing.
@@ -144,6 +155,94 @@ def check(
     from processor.check import report
 
     run(report(settings(), timing=timing, serving=serving))
+
+
+def age(text: str) -> timedelta:
+    """A length of time such as 90s, 30m, 2h, 7d or 1d12h."""
+    parts = re.findall(r"([0-9]{1,6})([smhd])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise typer.BadParameter(f"{text!r}: a length of time is written as 90s, 30m, 2h, 7d or 1d12h")
+    unit_s = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    return timedelta(seconds=sum(int(number) * unit_s[unit] for number, unit in parts))
+
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids as `sidecar dead list` shows them.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def one_of(ids: list[str] | None, everything: bool, *with_all: object) -> None:
+    if bool(ids) == everything:
+        raise typer.BadParameter("name one or more IDs, or give --all")
+    if ids and any(with_all):
+        raise typer.BadParameter("only with --all is there anything to choose from")
+
+
+@dead.command("list")
+def list_dead(
+    priority: Annotated[Priority | None, typer.Option("--priority", "-p", help="Only of this lane.")] = None,
+    since: Annotated[timedelta | None, typer.Option(parser=age, metavar="AGE", help="Only younger: 2h, 7d.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many at most.", min=1, max=10_000)] = 50,
+    json: Annotated[bool, typer.Option("--json", help="A JSON array.")] = False,
+) -> None:
+    """List dead letters, the newest first: id, lane, age, deliveries, reason."""
+    from processor.dead_commands import list_letters
+
+    run(list_letters(settings(), priority=priority, since=since, limit=limit, as_json=json))
+
+
+@dead.command("show")
+def show_dead(
+    request_id: Annotated[str, typer.Argument(metavar="ID")],
+    json: Annotated[bool, typer.Option("--json", help="A JSON object with the whole body.")] = False,
+) -> None:
+    """Show one dead letter whole: why and when it died, its headers, its body.
+
+    Exit code 1 when there is none of that id.
+    """
+    from processor.dead_commands import show
+
+    run(show(settings(), request_id, as_json=json))
+
+
+@dead.command("retry")
+def retry_dead(
+    ids: Ids = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that there are.")] = False,
+    priority: Annotated[Priority | None, typer.Option("--priority", "-p", help="With --all: of this lane.")] = None,
+    reason: Annotated[str | None, typer.Option(help="With --all: whose reason has this text.")] = None,
+    yes: Yes = False,
+) -> None:
+    """Send dead letters again, each under a new id, which is printed; then they are no dead letters any more.
+
+    The old id stays answered with its error. The answer to the new one goes to the same Reply-To and is kept on its
+    llm.reply.ID. First mend what made them die: a request with a wrong field dies again.
+
+    Exit code 1 when one of them could not be sent.
+    """
+    from processor.dead_commands import retry_all, retry_some
+
+    one_of(ids, everything, priority, reason)
+    if ids:
+        run(retry_some(settings(), ids))
+    run(retry_all(settings(), priority=priority, reason=reason, yes=yes))
+
+
+@dead.command("purge")
+def purge_dead(
+    ids: Ids = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that there are.")] = False,
+    older_than: Annotated[
+        timedelta | None, typer.Option(parser=age, metavar="AGE", help="With --all: only older: 12h, 7d.")
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Remove dead letters for ever, and print how many."""
+    from processor.dead_commands import purge_all, purge_some
+
+    one_of(ids, everything, older_than)
+    if ids:
+        run(purge_some(settings(), ids, yes=yes))
+    run(purge_all(settings(), older_than=older_than, yes=yes))
 
 
 if __name__ == "__main__":

@@ -52,13 +52,29 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(None, repr=False, description="Shared limits and cache.")
 
     max_workers: int = Field(10, ge=1, le=1000, description="Requests worked on at once by one processor.")
+    critical_workers: int = Field(1, ge=0, le=1000, description="How many of them only critical requests may take.")
+    lane_weights: Annotated[tuple[int, int, int, int], NoDecode] = Field(
+        (70, 15, 10, 5),
+        description="Critical, high, medium, low: a lower lane is sure of its share of the starts; the rest is strict.",
+    )
+    max_parked: int = Field(
+        200, ge=1, le=10_000, description="Requests of one lane that wait for a vendor's limit without a worker."
+    )
     connection_pool_size: int = Field(20, ge=1, le=1000, description="Connections to one vendor.")
     connect_timeout: float = Field(5.0, gt=0, le=60, description="To reach a vendor.")
     read_timeout: float = Field(60.0, gt=0, le=3600, description="The longest silence of a vendor.")
+    first_token_timeout: float = Field(45.0, gt=0, le=3600, description="The longest wait for a stream's first token.")
+    token_timeout: float = Field(30.0, gt=0, le=3600, description="The longest wait between two of its tokens.")
+    min_tokens_per_second: float = Field(
+        1.0, ge=0, le=1000, description="A stream that is slower for 15 s is given up; 0: none is."
+    )
     request_timeout: float = Field(30.0, gt=0, le=3600, description="The deadline of an ask that names none.")
-    max_retries: int = Field(3, ge=0, le=10, description="Attempts after the first.")
+    max_retries: int = Field(3, ge=0, le=10, description="Rounds over the candidates after the first.")
     shutdown_grace: float = Field(25.0, ge=0, le=600, description="To finish running requests after SIGTERM.")
     rate_limit_buffer: float = Field(0.1, ge=0, lt=1, description="The share of a limit kept for critical.")
+    hedge_critical: bool = Field(
+        False, description="Ask a second model too when a critical request's first token is late."
+    )
     default_model: str = Field("haiku", description="What `auto` means where no rule applies.")
     reply_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Subject prefixes that Reply-To may name beside inboxes, comma-separated."
@@ -78,6 +94,18 @@ class Settings(BaseSettings):
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+    @field_validator("lane_weights", mode="before")
+    @classmethod
+    def _weights(cls, value: object) -> object:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("lane_weights")
+    @classmethod
+    def _no_lane_starves(cls, value: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        if min(value) < 1:
+            raise ValueError("four whole numbers from 1 on, for critical, high, medium and low: 70,15,10,5")
+        return value
 
     @field_validator("reply_prefixes")
     @classmethod

@@ -13,13 +13,15 @@ from nats.aio.subscription import Subscription
 
 from processor import jetstream, subjects
 from processor.accept import FRESH_HEADER, TIMEOUT_HEADER, reply_subject
+from processor.backlog import Backlog
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
-from processor.jetstream import JetStreamError, JetStreamUnavailable, PubAck
+from processor.jetstream import JetStreamError, JetStreamUnavailable, PubAck, StoredMessage
 from processor.messages import Request, asks_for_stream, decode_request
 from processor.replies import Ending, Probes, Replies
 from processor.subjects import Priority
 from processor.tasks import OwnedTasks
+from processor.withdraw import Withdrawals
 
 MAX_OPEN_ASKS = 1_000
 """Asks between arrival and their PubAck (or, joined to a run, their reply); one more is refused with `queue_full`."""
@@ -74,9 +76,19 @@ class Ingress:
     """Serves `llm.request.<priority>` in the queue group that all replicas share."""
 
     def __init__(
-        self, bus: Bus, replies: Replies, probes: Probes, *, timeout_s: float, prefixes: tuple[str, ...]
+        self,
+        bus: Bus,
+        replies: Replies,
+        probes: Probes,
+        backlog: Backlog,
+        withdrawals: Withdrawals,
+        *,
+        timeout_s: float,
+        prefixes: tuple[str, ...],
     ) -> None:
         self._bus = bus
+        self._backlog = backlog
+        self._withdrawals = withdrawals
         self._replies = replies
         self._probes = probes
         self._timeout_s = timeout_s
@@ -92,8 +104,12 @@ class Ingress:
     async def stop(self) -> None:
         """Take no more asks, let those on their way reach the queue, and give up the joined ones."""
         for sub in self._subs:
-            await sub.unsubscribe()
+            await self._bus.leave(sub)
         await self._open.join(2)
+        await self._open.cancel()
+
+    async def abandon(self) -> None:
+        """End what still runs, at once."""
         await self._open.cancel()
 
     async def _on_ask(self, msg: Msg) -> None:
@@ -125,11 +141,31 @@ class Ingress:
                 await self._confirm(msg, PubAck(subjects.REQUESTS, 0, duplicate=True))
             await self._hand_over(ask, ending)
             return
+        if (full := self._backlog.refusal(ask.priority, self._allowed_s(ask))) and not await self._is_queued(ask):
+            raise RequestError(ErrorType.QUEUE_FULL, full.why, retry_after_s=full.retry_after_s)
         ack = await self._enqueue(ask)
+        if not ack.duplicate:
+            self._let_in(ask)
         if ask.detached:
             await self._confirm(msg, ack)
         if ack.duplicate and not await self._is_kept_for(ask):
             await self._join(ask)
+
+    def _allowed_s(self, ask: Ask) -> float:
+        return ask.request.deadline_ms / 1000 if ask.request.deadline_ms else self._timeout_s
+
+    def _let_in(self, ask: Ask) -> None:
+        if self._backlog.queued(ask.priority):
+            # It may still be queued when its deadline passes: then nobody else would tell the client in time.
+            self._withdrawals.at_deadline(ask.request_id, self._allowed_s(ask))
+        self._backlog.let_in(ask.priority)
+
+    async def _is_queued(self, ask: Ask) -> bool:
+        return not ask.fresh and await self._queued(ask) is not None
+
+    async def _queued(self, ask: Ask) -> StoredMessage | None:
+        subject = subjects.enqueue(ask.priority, ask.request_id)
+        return await jetstream.last_message(self._bus.nc, subjects.REQUESTS, subject)
 
     async def _enqueue(self, ask: Ask) -> PubAck:
         """Keep the request, unless its id is queued already."""
@@ -156,13 +192,12 @@ class Ingress:
         """Whether what is queued answers to the same place: it is this ask (a PubAck got lost) or its repetition."""
         if ask.fresh:
             return True
-        subject = subjects.enqueue(ask.priority, ask.request_id)
-        queued = await jetstream.last_message(self._bus.nc, subjects.REQUESTS, subject)
+        queued = await self._queued(ask)
         return queued is not None and queued.headers.get("Reply-To") == ask.reply_to
 
     async def _join(self, ask: Ask) -> None:
         """The id is queued, running or just done: wait for that run's ending."""
-        timeout_s = ask.request.deadline_ms / 1000 if ask.request.deadline_ms else self._timeout_s
+        timeout_s = self._allowed_s(ask)
         ending = await self._replies.wait_for_ending(ask.request_id, timeout_s)
         if ending is None:
             late = f"the earlier request {ask.request_id} has not ended in {timeout_s:g} s"

@@ -153,6 +153,44 @@ async def last_message_before(nc: Client, stream: str, subject: str, seq: int) -
         await sub.unsubscribe()
 
 
+async def batch(
+    nc: Client, stream: str, query: Mapping[str, Any], *, timeout_s: float = 5.0
+) -> tuple[list[StoredMessage], int]:
+    """A direct get of several messages (ADR-31), in stream order, and how many more match after the last of them.
+
+    `query` says what (`next_by_subj` with `seq` or `start_time`, or `multi_last`) and how much: `batch` messages, and
+    `max_bytes`, which one message may exceed.
+
+    Raises:
+        JetStreamError: the server refused the query.
+        JetStreamUnavailable: `timeout_s` seconds without an answer.
+    """
+    inbox = nc.new_inbox()
+    sub = await nc.subscribe(inbox)
+    found: list[StoredMessage] = []
+    try:
+        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), reply=inbox)
+        while True:
+            answer = await sub.next_msg(timeout=timeout_s)
+            if (message := _stored(answer)) is not None:
+                found.append(message)
+                continue
+            headers = answer.headers or {}
+            match headers.get("Status"):
+                case "204":
+                    return found, int(headers["Nats-Num-Pending"])
+                case "404":
+                    return [], 0
+                case "503":
+                    raise JetStreamUnavailable(f"{stream} does not answer")
+                case status:
+                    raise JetStreamError(int(status or 500), 0, headers.get("Description", "direct get refused"))
+    except nats.errors.TimeoutError as error:
+        raise JetStreamUnavailable(f"{stream} does not answer") from error
+    finally:
+        await sub.unsubscribe()
+
+
 def _stored(answer: Msg) -> StoredMessage | None:
     """A direct get's answer; the headers that the server adds to tell where the message stood are taken off."""
     found = {str(k): v for k, v in (answer.headers or {}).items()}

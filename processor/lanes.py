@@ -1,4 +1,4 @@
-"""One standing pull per priority, and the pick of the most urgent delivery.
+"""One standing pull per priority.
 
 nats-py's `fetch` stalls on orphan pulls, so a lane keeps one pull request open on the server, with as many credits
 as it may still buffer. Everything held, buffered or running, is kept alive by in-progress heartbeats.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -18,7 +17,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from processor import subjects
+from processor import handbacks, subjects
 from processor.bus import Bus
 from processor.subjects import Priority
 
@@ -55,6 +54,12 @@ class Delivery:
         delay = orjson.dumps({"delay": int(delay_s * 1e9)}) if delay_s else b""
         await self._end(b"-NAK " + delay if delay else b"-NAK")
 
+    async def hand_back(self, delay_s: float = 0) -> None:
+        """Give it back as a sidecar that lives: this delivery does not count as a death of its worker."""
+        if not self.done:
+            await handbacks.note(self.bus, self.request_id, self.count)
+            await self.nak(delay_s)
+
     async def in_progress(self) -> None:
         await self._tell(b"+WPI")
 
@@ -81,12 +86,13 @@ class Delivery:
 class Lane:
     """The standing pull of one durable consumer."""
 
-    def __init__(self, bus: Bus, priority: Priority, prefetch: int, lanes: Lanes) -> None:
+    def __init__(self, bus: Bus, priority: Priority, prefetch: int, held: set[Delivery]) -> None:
         self.priority = priority
         self.buffer: deque[Delivery] = deque()
+        self._arrived = asyncio.Event()
+        self._held = held
         self._bus = bus
         self._prefetch = prefetch
-        self._lanes = lanes
         self._credits = 0
         self._pull = 0
         self._heard = 0.0
@@ -101,10 +107,20 @@ class Lane:
     async def stop(self) -> None:
         """Ask for nothing more, and hand back what is only buffered."""
         if self._sub is not None:
-            sub, self._sub = self._sub, None
-            await sub.unsubscribe()
+            sub, self._sub = self._sub, None  # from now on, what comes is handed back
+            await self._bus.leave(sub)
         while self.buffer:
-            await self.buffer.popleft().nak()
+            await self.buffer.popleft().hand_back()
+
+    async def ready(self) -> None:
+        """Return when something is buffered."""
+        while not self.buffer:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def take(self) -> Delivery | None:
+        """The oldest of what is buffered; None if it was handed back meanwhile. `refill` then asks for more."""
+        return self.buffer.popleft() if self.buffer else None
 
     async def pull_anew(self) -> None:
         """Forget the open pull (the server did, after a reconnection) and open another."""
@@ -150,10 +166,10 @@ class Lane:
         self._credits = max(0, self._credits - 1)
         delivery = self._delivery(msg)
         if self._sub is None:
-            await delivery.nak()
+            await delivery.hand_back()
             return
         self.buffer.append(delivery)
-        self._lanes.arrived()
+        self._arrived.set()
 
     async def _pull_ended(self, msg: Msg, status: str | None) -> None:
         """404, 408, 409, 503: the server gives the rest of a pull back."""
@@ -176,46 +192,33 @@ class Lane:
             ack_subject=msg.reply,
             count=meta.num_delivered or 1,
             accepted=meta.timestamp.astimezone(UTC),
-            held=self._lanes.held,
+            held=self._held,
         )
-        self._lanes.held.add(delivery)
+        self._held.add(delivery)
         return delivery
 
 
 class Lanes:
-    """All lanes of one processor. `next` gives the most urgent delivery, waiting for one if there is none."""
+    """All lanes of one processor."""
 
-    def __init__(self, bus: Bus, workers: int, priorities: Iterable[Priority] = Priority) -> None:
+    def __init__(self, bus: Bus, workers: int) -> None:
         self.held: set[Delivery] = set()
         self._bus = bus
-        self._arrived = asyncio.Event()
-        # What a lower lane buffers is kept from other replicas and cannot be overtaken on the server: little of it.
-        self._lanes = [
-            Lane(bus, p, workers if p is Priority.CRITICAL else max(1, workers // 5), self) for p in priorities
-        ]
+        # What is buffered is kept from other replicas and cannot be overtaken on the server: little of it.
+        prefetch = max(1, workers // 5)
+        self._lanes = {p: Lane(bus, p, prefetch, self.held) for p in Priority}
+
+    def __getitem__(self, priority: Priority) -> Lane:
+        return self._lanes[priority]
 
     async def start(self) -> None:
         self._bus.on_reconnect(self._pull_anew)
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             await lane.start()
 
     async def stop(self) -> None:
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             await lane.stop()
-
-    def arrived(self) -> None:
-        self._arrived.set()
-
-    async def next(self) -> Delivery:
-        """Critical first, low last."""
-        while True:
-            for lane in self._lanes:
-                if lane.buffer:
-                    delivery = lane.buffer.popleft()
-                    await lane.refill()
-                    return delivery
-            self._arrived.clear()
-            await self._arrived.wait()
 
     async def keep_alive(self) -> None:
         """Run for ever: heartbeats for everything held, and a check of every pull."""
@@ -226,9 +229,9 @@ class Lanes:
                 continue
             for delivery in tuple(self.held):
                 await delivery.in_progress()
-            for lane in self._lanes:
+            for lane in self._lanes.values():
                 await lane.check(loop.time())
 
     async def _pull_anew(self) -> None:
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             await lane.pull_anew()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -18,6 +19,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from processor.errors import ErrorType, RequestError
 from processor.parts import (
     MAX_TEXT_CHARS,
+    TOKEN,
     TOO_LARGE,
     ImagePart,
     LongText,
@@ -260,11 +262,21 @@ def decode_request(body: bytes) -> Request:
 
 def asks_for_stream(body: bytes) -> bool:
     """Whether a body, even one that is refused, asks for a stream: its client reads on until the empty message."""
+    return _field(body, "stream") is True
+
+
+def tenant_of(body: bytes) -> str:
+    """The tenant that a body names, whatever else is in it."""
+    named = _field(body, "tenant")
+    return named if isinstance(named, str) and re.fullmatch(TOKEN, named) else "default"
+
+
+def _field(body: bytes, name: str) -> Any:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return False
-    return isinstance(fields, dict) and fields.get("stream") is True
+        return None
+    return fields.get(name) if isinstance(fields, dict) else None
 
 
 def encode_request(request: Request) -> bytes:

@@ -1,7 +1,8 @@
-"""After a failed attempt: which candidate is tried next and when, or which error the client gets. Pure."""
+"""Which candidate is tried next and when, what a request waits for, and which error its client gets. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,73 +10,121 @@ from processor.errors import ErrorType, RequestError
 from providers.errors import (
     BadCredentials,
     CallerFault,
+    ModelNoise,
     OutOfCredit,
     PromptTooLarge,
     ProviderError,
     Remedy,
-    Throttled,
-    Unsupported,
 )
 
 BACKOFF_BASE_S = 0.25
 BACKOFF_CAP_S = 8.0
-LONGEST_WAIT_S = 60.0
-"""A limit of a minute is free again after a minute; a vendor that says later means a day's, and is not waited for."""
+LONGEST_PARK_S = 120.0
+"""A limit of a minute is free again after a minute; what takes longer is a day's, and nobody stands in line for it."""
+HAND_BACK_S = 300.0
+"""For how long a request without a deadline rests in the queue before it looks again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
-    """Candidate number `index`, to be started `delay_s` from now."""
+class Option:
+    """Candidate number `index`, to be started no sooner than `not_before`."""
 
     index: int
-    delay_s: float = 0.0
+    not_before: float
 
 
 @dataclass(slots=True)
 class Plan:
-    """The order of attempts over candidates, best first; `providers` names each one's.
+    """Which candidates may still be tried, best first; `providers` names each one's.
 
-    A failure that another try may cure sends its candidate to the end of the queue, not before its backoff is over;
-    one that none can cure takes it out, and a key without rights or credit all of its provider's. So the next
-    candidate is tried at once, and a lone one after its pause. `jitter` gives a number in [0, 1): full jitter, after
-    Brooker, "Exponential backoff and jitter" (AWS, 2015).
+    A failure that another try may cure lets its candidate rest for a pause with full jitter, after Brooker,
+    "Exponential backoff and jitter" (AWS, 2015), at most `max_retries` times; one that none can cure takes it out, and
+    a key without rights or credit all of its provider's. So the next candidate is tried at once, and when all have
+    failed, the next round begins with the one whose pause ends first. `jitter` gives a number in [0, 1).
     """
 
     providers: Sequence[str]
-    max_attempts: int
+    max_retries: int
     jitter: Callable[[], float]
     failures: list[tuple[int, ProviderError]] = field(default_factory=list)
-    _waiting: list[tuple[int, float]] = field(default_factory=list)
+    _not_before: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._waiting = [(index, 0.0) for index in range(len(self.providers))]
+        self._not_before = dict.fromkeys(range(len(self.providers)), 0.0)
 
-    def first(self) -> Try | None:
-        return Try(0) if self.providers else None
+    def options(self) -> list[Option]:
+        """What is left to try: those of the present round first, in order; empty when there is nothing."""
+        tried = {index for index, _ in self.failures}
+        return [
+            Option(index, at)
+            for index, at in sorted(self._not_before.items(), key=lambda o: (o[0] in tried, o[1], o[0]))
+        ]
 
-    def failed(self, index: int, error: ProviderError, now: float) -> Try | None:
-        """The next try after candidate `index` failed at `now` seconds, or None when there is nothing left to try."""
+    def failed(self, index: int, error: ProviderError, now: float) -> None:
+        """Candidate `index` failed at `now` seconds."""
         self.failures.append((index, error))
-        self._waiting = [(i, at) for i, at in self._waiting if i != index]
-        # What a model cannot do is refused before any call: it costs neither time nor money, and no attempt.
-        calls = sum(1 for _, failure in self.failures if not isinstance(failure, Unsupported))
-        if error.remedy is Remedy.NONE or calls >= self.max_attempts:
-            return None
-        if isinstance(error, BadCredentials | OutOfCredit):
-            self._waiting = [(i, at) for i, at in self._waiting if self.providers[i] != self.providers[index]]
-        elif error.remedy in {Remedy.SAME, Remedy.WAIT} and (error.retry_after_s or 0) <= LONGEST_WAIT_S:
-            self._waiting.append((index, now + self._pause_s(index, error)))
-        if not self._waiting:
-            return None
-        following, at = min(self._waiting, key=lambda w: max(w[1], now))
-        return Try(following, max(0.0, at - now))
-
-    def _pause_s(self, index: int, error: ProviderError) -> float:
+        del self._not_before[index]
         times = sum(1 for i, _ in self.failures if i == index)
-        backoff = self.jitter() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**times)
-        if error.retry_after_s is not None:
-            return error.retry_after_s + backoff
-        return max(backoff, 1.0) if isinstance(error, Throttled) else backoff
+        if error.remedy is Remedy.NONE:
+            self._not_before.clear()
+        elif isinstance(error, BadCredentials | OutOfCredit):
+            self._not_before = {
+                i: at for i, at in self._not_before.items() if self.providers[i] != self.providers[index]
+            }
+        elif error.remedy in {Remedy.SAME, Remedy.WAIT} and times <= self._tries(error):
+            self._not_before[index] = now + (error.retry_after_s or 0.0) + self._backoff_s(times)
+
+    def _tries(self, error: ProviderError) -> int:
+        """How often the same candidate may be tried again: after noise of the model's own making, once."""
+        return min(self.max_retries, 1) if isinstance(error, ModelNoise) else self.max_retries
+
+    def _backoff_s(self, times: int) -> float:
+        return self.jitter() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**times)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a candidate cannot be called now, and when it may be; `wait_s` is infinite where it never fits."""
+
+    index: int
+    wait_s: float
+    why: str
+    limited: bool = True
+    """It waits for a limit, its own pace or the vendor's Retry-After; otherwise for a vendor that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Wait without a slot: in `wait_s` at the soonest a candidate may be free."""
+
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Back into the queue for `wait_s`: no candidate is free soon, and there is no deadline."""
+
+    wait_s: float
+
+
+def standstill(waits: Sequence[Wait], left_s: float | None) -> Park | HandBack | RequestError:
+    """What to do when no candidate can be called now.
+
+    Args:
+        waits: one for each candidate that is left, at least one.
+        left_s: seconds to the deadline, None without one.
+    """
+    soon = [w.wait_s for w in waits if w.wait_s <= LONGEST_PARK_S and (left_s is None or w.wait_s < left_s)]
+    if soon:
+        return Park(min(soon))
+    shortest = min(w.wait_s for w in waits)
+    said = "; ".join(dict.fromkeys(w.why for w in waits))[:1000]
+    if math.isinf(shortest):
+        return RequestError(ErrorType.TOO_LARGE, said)
+    if left_s is None:
+        return HandBack(min(shortest, HAND_BACK_S))
+    kind = ErrorType.RATE_LIMITED if all(w.limited for w in waits) else ErrorType.UNAVAILABLE
+    return RequestError(kind, f"no candidate is free before the deadline: {said}", retry_after_s=math.ceil(shortest))
 
 
 def verdict(failures: Sequence[tuple[str, ProviderError]], refusals: Sequence[tuple[str, str]] = ()) -> RequestError:

@@ -17,7 +17,8 @@ MAX_IMAGE_CHARS = 6 * 1024 * 1024
 TOO_LARGE = "too_large"
 """The pydantic error type that becomes `too_large`."""
 
-Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+TOKEN = r"^[A-Za-z0-9_-]{1,64}$"
+Token = Annotated[str, StringConstraints(pattern=TOKEN)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/@-]{1,128}$")]
 LongText = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 

@@ -10,7 +10,7 @@ from processor.catalog import Catalog, CatalogModel, UnknownModel
 from processor.errors import ErrorType, RequestError
 from processor.messages import Request
 from processor.parts import ImagePart
-from processor.prompts import DEFAULT_MAX_TOKENS
+from processor.prompts import answer_limit
 from processor.reply_bodies import Considered
 from processor.transcript import CHARS_PER_TOKEN
 
@@ -107,7 +107,7 @@ def _refusal(model: CatalogModel, needs: frozenset[str], request: Request, avail
         return f"provider {model.provider} is not configured"
     if missing := sorted(needs - model.abilities):
         return f"it has no {', '.join(missing)}"
-    room = request.text_chars // CHARS_PER_TOKEN + min(request.max_tokens or DEFAULT_MAX_TOKENS, model.max_output)
+    room = request.text_chars // CHARS_PER_TOKEN + answer_limit(request, model.max_output)
     if room > model.context:
         return f"about {room} tokens do not fit its window of {model.context}"
     return None

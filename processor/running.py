@@ -21,30 +21,63 @@ from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.log import configure_logging
 from processor.service import Processor, processor
 
+START_AGAIN_S = 2.0
+_NO_BROKER = (OSError, nats.errors.NoServersError, JetStreamUnavailable)
+
 log = structlog.get_logger(__name__)
 
 
 async def serve(settings: Settings, *, embedded: bool) -> int:
-    """Run until SIGINT or SIGTERM. With `embedded`, a broker of our own is started where no NATS_URL is set."""
+    """Run until SIGINT or SIGTERM. With `embedded`, a broker of our own is started where no NATS_URL is set.
+
+    A connection that is lost for good (nats-py ends it at some of the server's complaints) is built anew, for ever.
+    """
     configure_logging(settings)
     if settings.nats_url is None and not embedded:
         raise Fatal("NATS_URL is not set: set it to a broker with JetStream, or use `sidecar up`", Exit.USAGE)
+    stopping = _signalled()
     try:
-        async with _broker(settings) as url, processor(settings, url) as running:
-            _stop_on_signals(running)
-            await running.run(on_ready=lambda: print(f"sidecar: ready on {shown(url)}", file=sys.stderr))
+        async with _broker(settings) as url:
+            lost = await _run_once(settings, url, stopping)
+            while lost and not stopping.is_set():
+                log.error("connection to NATS lost for good, starting anew")
+                try:
+                    lost = await _run_once(settings, url, stopping)
+                except (*_NO_BROKER, JetStreamError) as error:
+                    log.warning("no broker yet", error=str(error))
+                    await _happens(stopping, START_AGAIN_S)
     except (BrokerError, CatalogError, ValidationError) as error:
         raise Fatal(str(error)) from error
-    except (OSError, nats.errors.NoServersError, JetStreamUnavailable) as error:
+    except _NO_BROKER as error:
         where = shown(settings.nats_url or "the embedded broker")
         raise Fatal(f"no NATS server with JetStream at {where}: {error}", Exit.UNREACHABLE) from error
     except JetStreamError as error:
         raise Fatal(f"the broker refused the streams: {error}") from error
+    return Exit.OK
+
+
+async def _run_once(settings: Settings, url: str, stopping: asyncio.Event) -> bool:
+    """Serve until `stopping`; true if the connection was lost for good before."""
+    try:
+        async with processor(settings, url) as running, asyncio.TaskGroup() as tasks:
+            stop = tasks.create_task(_stop_when(stopping, running))
+            await running.run(on_ready=lambda: print(f"sidecar: ready on {shown(url)}", file=sys.stderr))
+            stop.cancel()
     except BaseExceptionGroup as group:
         if group.subgroup(BusClosed) is None:
             raise
-        raise Fatal("the connection to NATS is gone for good; start again", Exit.UNREACHABLE) from group
-    return Exit.OK
+        return True
+    return False
+
+
+async def _stop_when(stopping: asyncio.Event, running: Processor) -> None:
+    await stopping.wait()
+    running.stop()
+
+
+async def _happens(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)
 
 
 @contextlib.asynccontextmanager
@@ -56,13 +89,14 @@ async def _broker(settings: Settings) -> AsyncIterator[str]:
         yield url
 
 
-def _stop_on_signals(running: Processor) -> None:
-    """The first signal stops in order; a second one ends the process at once."""
-    loop = asyncio.get_running_loop()
+def _signalled() -> asyncio.Event:
+    """Set by the first SIGINT or SIGTERM, for an orderly stop; a second signal ends the process at once."""
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
-        running.stop()
+        stopping.set()
         loop.remove_signal_handler(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
+    return stopping

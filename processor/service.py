@@ -10,23 +10,41 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import structlog
 from pydantic import SecretStr
 
+from processor.admission import Admission
+from processor.alerts import Alerts
 from processor.answer import Answerer
+from processor.attempt import Attempts
 from processor.audit import AuditLog
+from processor.backlog import Backlog
 from processor.broker import contract_dir
 from processor.bus import Bus
 from processor.catalog import Catalog, load_catalog
+from processor.clocks import Clocks
 from processor.config import Settings
 from processor.discovery import announce
+from processor.estimate import Learned
+from processor.health import Health
+from processor.hints import Hints
 from processor.ingress import Ingress
 from processor.lanes import Lanes
+from processor.limit_stores import LimitStore, NatsStore, RedisStore, steady_clock
+from processor.limits import Limits
 from processor.provision import provision
 from processor.replies import Probes, Replies
+from processor.schedule import Schedule
+from processor.slots import Slots
+from processor.subjects import Priority
+from processor.withdraw import Withdrawals
 from processor.worker import Worker
 from providers.base import Endpoint, Provider
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +108,13 @@ def configured_catalog(settings: Settings) -> Catalog:
     return load_catalog(settings.sidecar_catalog, local_server=own, local_model=settings.local_model)
 
 
+def redis_client(url: str) -> Redis:
+    """A client that gives up soon: what cannot be shared over Redis is shared over NATS."""
+    from redis.asyncio import Redis
+
+    return Redis.from_url(url, socket_timeout=0.5, socket_connect_timeout=0.5)
+
+
 class Processor:
     """A running processor. `stop` may be called from a signal handler; `run` then returns within the grace time."""
 
@@ -99,34 +124,77 @@ class Processor:
         self._settings = settings
         self._bus = bus
         self._providers = providers
+        self._catalog = catalog
+        self._replica = replica
         self._stopping = asyncio.Event()
         self._audit = AuditLog(bus)
         self._probes = Probes(bus)
+        self._alerts = Alerts(bus, replica)
         self._lanes = Lanes(bus, settings.max_workers)
-        answerer = Answerer(
-            providers,
+        self._redis = redis_client(settings.redis_url) if settings.redis_url else None
+        stores: list[LimitStore] = [NatsStore(bus, steady_clock())]
+        if self._redis is not None:
+            stores.insert(0, RedisStore(self._redis))
+        self.limits = Limits(
             catalog,
-            self._audit,
-            default_model=settings.default_model,
-            max_retries=settings.max_retries,
-            jitter=random.random,
+            stores,
+            buffer=settings.rate_limit_buffer,
+            on_degraded=lambda why: self._alerts.tell("warning", "limits", why),
+            on_recovered=lambda what: self._alerts.tell("info", "limits recovered", what),
         )
-        self._catalog = catalog
+        self._health = Health()
+        self._hints = Hints(bus, catalog, self._health, self._alerts, replica)
+        schedule = Schedule.of(settings.lane_weights)
+        self._admission = Admission(catalog, self.limits, self._health, schedule, max_parked=settings.max_parked)
         self._worker = Worker(
             bus,
             self._lanes,
-            answerer,
+            self._answerer(),
+            self._admission,
+            Slots(settings.max_workers, settings.critical_workers, schedule),
             self._audit,
             self._probes,
-            slots=settings.max_workers,
             replica=replica,
             prefixes=settings.reply_prefixes,
             enable_streaming=settings.enable_streaming,
         )
+        replies, prefixes = Replies(bus), settings.reply_prefixes
+        self._backlog = Backlog(bus)
+        self._withdrawals = Withdrawals(bus, replies, self._probes, self._audit, replica=replica, prefixes=prefixes)
         self._ingress = Ingress(
-            bus, Replies(bus), self._probes, timeout_s=settings.request_timeout, prefixes=settings.reply_prefixes
+            bus,
+            replies,
+            self._probes,
+            self._backlog,
+            self._withdrawals,
+            timeout_s=settings.request_timeout,
+            prefixes=prefixes,
         )
-        self._replica = replica
+
+    def _answerer(self) -> Answerer:
+        settings, learned = self._settings, Learned()
+        clocks = Clocks(settings.first_token_timeout, settings.token_timeout, settings.min_tokens_per_second)
+        attempts = Attempts(
+            self._providers,
+            self._catalog,
+            self._audit,
+            self.limits,
+            self._health,
+            learned,
+            clocks,
+            whole_answer_s=max(settings.read_timeout, settings.first_token_timeout),
+        )
+        return Answerer(
+            attempts,
+            self._admission,
+            self._catalog,
+            learned,
+            available=self._providers.keys(),
+            default_model=settings.default_model,
+            max_retries=settings.max_retries,
+            hedge_critical=settings.hedge_critical,
+            jitter=random.random,
+        )
 
     def stop(self) -> None:
         self._stopping.set()
@@ -135,19 +203,34 @@ class Processor:
         """Serve until `stop`, calling `on_ready` once requests are taken.
 
         Raises:
-            BusClosed: the connection is lost for good (in an exception group).
+            BusClosed: the connection is lost for good (in an exception group); what was running is given up, and the
+                broker delivers it again.
         """
+        try:
+            await self._serve(on_ready)
+        finally:
+            for left in (self._ingress, self._worker, self._withdrawals, self._hints, self._alerts, self._audit):
+                await left.abandon()
+            await self.limits.close()
+            if self._redis is not None:
+                await self._redis.aclose()
+
+    async def _serve(self, on_ready: Callable[[], None]) -> None:
+        pulls = [self._worker.pull(priority) for priority in Priority]
         background = [
             self._bus.watch(),
             self._lanes.keep_alive(),
             self._worker.stop_abandoned(),
-            self._worker.pull(),
+            self._backlog.watch(),
         ]
         await self._probes.start()
+        await self._hints.start()
         cancels = await self._bus.nc.subscribe("llm.cancel.*", cb=self._worker.on_cancel)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(work) for work in background]
+            pulling = [tasks.create_task(pull) for pull in pulls]
             await self._lanes.start()
+            await self._withdrawals.start()
             await self._ingress.start()
             service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica)
             warming = tasks.create_task(self._open_providers())
@@ -159,12 +242,16 @@ class Processor:
             await self._stopping.wait()
             log.info("stopping", running=len(self._worker.running))
             await self._ingress.stop()
-            running.pop().cancel()
+            for task in pulling:
+                task.cancel()
             await self._lanes.stop()
             await service.stop()
             await self._worker.drain(self._settings.shutdown_grace)
+            await self._withdrawals.stop()
             await cancels.unsubscribe()
             await self._audit.drain()
+            await self._hints.drain()
+            await self._alerts.drain()
             for task in (*running, warming):
                 task.cancel()
 

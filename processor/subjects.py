@@ -29,6 +29,11 @@ class Priority(StrEnum):
     MEDIUM = "medium"
     LOW = "low"
 
+    def before(self, other: Priority) -> bool:
+        """Whether it is more urgent."""
+        order = list(Priority)
+        return order.index(self) < order.index(other)
+
 
 class AuditEvent(StrEnum):
     """The steps of a request's life that `LLM_AUDIT` keeps."""
@@ -75,6 +80,15 @@ def audit(event: AuditEvent, request_id: str) -> str:
 
 def dead(priority: Priority, request_id: str) -> str:
     return f"llm.dead.{priority}.{request_id}"
+
+
+def alert(severity: str) -> str:
+    return f"llm.alert.{severity}"
+
+
+def status(replica: str) -> str:
+    """Where a replica tells of itself; its name is one token."""
+    return f"llm.status.{replica}"
 
 
 def limits_state(provider: str) -> str:

@@ -73,11 +73,12 @@ class Transcript:
             for _, call in sorted(self._calls.items())
         )
 
-    def settled(self, *, prompt_chars: int) -> tuple[Usage, bool]:
+    def settled(self, *, prompt_tokens: int) -> tuple[Usage, bool]:
         """What the attempt has to be charged with, and whether that is an estimate.
 
         A complete answer is charged by the vendor's figures, an attempt that was never opened with nothing. A stream
-        that was cut or cancelled is charged by the last usage seen; what that lacks is estimated from the characters.
+        that was cut or cancelled is charged by the last usage seen; what that lacks is estimated: the input as
+        `prompt_tokens`, the output from its characters.
         """
         if self.finished is not None:
             return self.usage, False
@@ -87,7 +88,7 @@ class Transcript:
         written += sum(len(piece) for call in self._calls.values() for piece in call.arguments)
         usage = self.usage
         if not usage.input_tokens:
-            usage = replace(usage, input_fresh=-(-prompt_chars // CHARS_PER_TOKEN))
+            usage = replace(usage, input_fresh=prompt_tokens)
         if usage.output_tokens < written // CHARS_PER_TOKEN:
             usage = replace(usage, output_visible=-(-written // CHARS_PER_TOKEN) - usage.output_thinking)
         return usage, True

@@ -14,9 +14,11 @@ import structlog
 from cachetools import TTLCache
 from nats.aio.msg import Msg
 
-from processor import deadletters
+from processor import deadletters, handbacks
 from processor.accept import FRESH_HEADER, Accepted, accept, reply_subject
-from processor.answer import Answered, Answerer, Context, Tally
+from processor.admission import Admission, HandedBack
+from processor.answer import Answered, Answerer, Context
+from processor.attempt import Tally
 from processor.audit import AuditError, AuditLog, Ended, Received, last_attempt
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
@@ -25,14 +27,12 @@ from processor.lanes import Delivery, Lanes
 from processor.messages import asks_for_stream
 from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
 from processor.reply_bodies import ErrorReply, FinalReply
-from processor.subjects import AuditEvent, reply
+from processor.slots import Slot, Slots
+from processor.subjects import AuditEvent, Priority, reply
 from processor.tasks import OwnedTasks
 
-MAX_DELIVERIES = 50
-"""A request that comes back more often takes its worker down each time: it goes to the dead letters.
-
-The server also counts what a stopping sidecar hands back, so that this has to be more than the restarts of a bad day.
-"""
+MAX_DEATHS = 3
+"""A request that has taken so many workers down goes to the dead letters."""
 MAX_DELIVERING = 1_000
 """Final messages on their way to clients that may be reconnecting; beyond it a worker waits for its own."""
 MAX_CANCELLED = 10_000
@@ -58,6 +58,7 @@ class Job:
     """A request in work. `call` is the task that talks to vendors; only that is ever cancelled, not the ending."""
 
     delivery: Delivery
+    slot: Slot
     copies: list[Delivery] = field(default_factory=list)
     """The same id on other lanes: one request, whose ending they are given when it has one."""
     tally: Tally = field(default_factory=Tally)
@@ -86,17 +87,18 @@ class Job:
 
 
 class Worker:
-    """Answers `slots` requests at once, the most urgent first."""
+    """Answers as many requests at once as there are slots, the most urgent first."""
 
     def __init__(
         self,
         bus: Bus,
         lanes: Lanes,
         answerer: Answerer,
+        admission: Admission,
+        slots: Slots,
         audit: AuditLog,
         probes: Probes,
         *,
-        slots: int,
         replica: str,
         prefixes: tuple[str, ...] = (),
         enable_streaming: bool = True,
@@ -106,10 +108,11 @@ class Worker:
         self._bus = bus
         self._lanes = lanes
         self._answerer = answerer
+        self._admission = admission
         self._audit = audit
         self._probes = probes
         self._replies = Replies(bus)
-        self._slots = asyncio.Semaphore(slots)
+        self._slots = slots
         self._replica = replica
         self._prefixes = prefixes
         self._enable_streaming = enable_streaming
@@ -135,19 +138,23 @@ class Worker:
             if (job := self.running.get(request_id)) is not None:
                 job.stop(Stop.CLIENT_GONE)
 
-    async def pull(self) -> None:
-        """Take deliveries, for ever; cancel this task first to stop."""
+    async def pull(self, priority: Priority) -> None:
+        """Take a lane's deliveries, for ever; cancel this task first to stop."""
+        lane = self._lanes[priority]
         while True:
-            await self._slots.acquire()
-            try:
-                delivery = await self._lanes.next()
-            except asyncio.CancelledError:
-                self._slots.release()
-                raise
-            self._jobs.start(self._slot(delivery))
+            await self._admission.parked.room(priority)
+            await lane.ready()
+            slot = Slot(self._slots, priority)
+            await slot.acquire()
+            if (delivery := lane.take()) is None:
+                slot.release()
+                continue
+            self._jobs.start(self._hold(delivery, slot))
+            await lane.refill()
 
     async def drain(self, grace_s: float) -> None:
-        """Let running requests end within `grace_s` seconds, then hand the rest back."""
+        """Let running requests end within `grace_s` seconds; hand the parked ones back at once, then the rest."""
+        self._admission.close()
         await self._jobs.join(grace_s)
         self._leaving = True
         for job in tuple(self.running.values()):
@@ -156,21 +163,27 @@ class Worker:
         await self._delivering.join(1)
         await self._delivering.cancel()
 
-    async def _slot(self, delivery: Delivery) -> None:
+    async def abandon(self) -> None:
+        """End what still runs, at once."""
+        await self._jobs.cancel()
+        await self._delivering.cancel()
+
+    async def _hold(self, delivery: Delivery, slot: Slot) -> None:
+        """Serve the delivery in its slot, and after it the copies of its id that came meanwhile."""
         try:
             if (running := self.running.get(delivery.request_id)) is not None:
                 running.join(delivery)
                 return
             waiting = deque([delivery])
             while waiting:
-                job = Job(waiting.popleft())
+                job = Job(waiting.popleft(), slot)
                 if self._leaving:
-                    await job.delivery.nak()
+                    await job.delivery.hand_back()
                 else:
                     await self._serve(job)
                 waiting += job.copies
         finally:
-            self._slots.release()
+            slot.release()
 
     async def _serve(self, job: Job) -> None:
         delivery = job.delivery
@@ -179,9 +192,10 @@ class Worker:
             await self._work(job)
         except _BROKER_TROUBLE as error:
             log.warning("request handed back", id=delivery.request_id, error=repr(error))
-            await delivery.nak(_NAK_DELAY_S)
+            await delivery.hand_back(_NAK_DELAY_S)
         except Exception:
             # Not ours to swallow, but a delivery that is neither acknowledged nor handed back would be held for ever.
+            # It counts as a death: a request that always fails so is poison.
             log.exception("request handed back after a failure of the sidecar itself", id=delivery.request_id)
             await delivery.nak(_NAK_DELAY_S)
         finally:
@@ -198,8 +212,9 @@ class Worker:
             if (ending := await self._earlier_ending(delivery)) is not None:
                 await self._close(job, outbox, ending, None)
                 return
-            if delivery.count > MAX_DELIVERIES:
-                raise RequestError(ErrorType.INTERNAL, f"gave up after {MAX_DELIVERIES} deliveries")
+            died = await handbacks.deaths(self._bus, delivery.request_id, delivery.count)
+            if died >= MAX_DEATHS:
+                raise RequestError(ErrorType.INTERNAL, f"gave up: {died} workers died with it")
         except RequestError as poison:
             job.streamed = asks_for_stream(delivery.body)
             await deadletters.bury(self._bus, delivery, poison)
@@ -207,9 +222,13 @@ class Worker:
             return
         outbox.stream = job.streamed and self._enable_streaming
         self._audit.write_soon(Received.of(accepted.request, delivery.body, **self._common(job)))
-        result, event = await self._answer(job, accepted, outbox)
+        try:
+            result, event = await self._answer(job, accepted, outbox)
+        except HandedBack as later:
+            await delivery.hand_back(later.wait_s)
+            return
         if job.stopped is Stop.SHUTDOWN and not isinstance(result, FinalReply):
-            await delivery.nak()
+            await delivery.hand_back()
             return
         await self._end(job, outbox, result, event)
 
@@ -234,7 +253,7 @@ class Worker:
         )
         if job.stopped is not None:
             return RequestError(ErrorType.CANCELLED, job.stopped), AuditEvent.CANCELLED
-        context = Context(outbox, job.tally, delivery.accepted, first, self._common(job))
+        context = Context(outbox, job.tally, job.slot, delivery.accepted, accepted.deadline, first, self._common(job))
         job.call = asyncio.create_task(self._answerer.answer(accepted.request, context))
         try:
             await asyncio.wait({job.call}, timeout=left)
@@ -249,7 +268,7 @@ class Worker:
             return error, AuditEvent.FAILED
         except MessageTooLarge as error:
             return _does_not_fit(error), AuditEvent.FAILED
-        except _BROKER_TROUBLE:
+        except (HandedBack, *_BROKER_TROUBLE):
             raise
         except Exception:
             log.exception("request failed in the sidecar itself", id=delivery.request_id)

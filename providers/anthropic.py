@@ -23,6 +23,7 @@ from providers.errors import (
     VendorError,
 )
 from providers.exchange import Answer, Vendor
+from providers.quotas import anthropic_quotas
 from providers.stainless import StainlessProvider
 
 _BY_TYPE: Final[Mapping[str, type[ProviderError]]] = {
@@ -45,7 +46,7 @@ _NO_CREDIT: Final = re.compile(r"credit balance is too low|spend(ing)?[ _-]?(lim
 class AnthropicProvider(StainlessProvider):
     """The Messages API."""
 
-    vendor = Vendor("Anthropic", "request-id")
+    vendor = Vendor("Anthropic", "request-id", anthropic_quotas)
     sdk_name = "anthropic"
     http_name = "httpx2"
 

@@ -155,12 +155,29 @@ class Usage:
         return self.output_visible + self.output_thinking
 
 
+Metric = Literal["rpm", "rpd", "tpm", "itpm", "otpm"]
+"""Requests a minute or a day; tokens a minute: all, input, output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the vendor says is left of one of its limits, this call counted.
+
+    `limit` is None where it does not say; `reset_s` is seconds from the answer until the limit is full again.
+    """
+
+    metric: Metric
+    limit: int | None
+    remaining: int
+    reset_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The vendor answered 200. `headers` are its rate-limit headers, names in lower case."""
+    """The vendor answered 200. `quotas` are what its headers say of its limits, at most one for each metric."""
 
     vendor_request_id: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +32,6 @@ from providers.errors import (
 
 MAX_MESSAGE = 500
 _STACKS = ("aiohttp", "httpx", "httpx2", "httpcore", "httpcore2", "httpx_aiohttp")
-_KEPT = re.compile(r"retry-after(-ms)?\Z|(anthropic|x)-ratelimit-")
 
 
 @dataclass(slots=True)
@@ -96,29 +95,34 @@ def _root(error: BaseException) -> BaseException | None:
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """`retry-after-ms` or `retry-after` (seconds or an HTTP date, RFC 9110 §10.2.3) as seconds from `now`."""
+    """`retry-after-ms` or `retry-after` (seconds or an HTTP date, RFC 9110 §10.2.3) as seconds from `now`.
+
+    What cannot be read is as if it were not there.
+    """
     lower = {k.lower(): v for k, v in headers.items()}
+    if (milliseconds := finite(lower.get("retry-after-ms", ""))) is not None:
+        return milliseconds / 1000
+    told = lower.get("retry-after", "")
+    if (seconds := finite(told)) is not None:
+        return seconds
+    return _seconds_until(told, now or datetime.now(UTC))
+
+
+def finite(text: str) -> float | None:
+    """A number of seconds as text, at least 0; None for what is none, infinity too."""
     try:
-        if "retry-after-ms" in lower:
-            return max(0.0, float(lower["retry-after-ms"]) / 1000)
-        if "retry-after" not in lower:
-            return None
-        return max(0.0, float(lower["retry-after"]))
+        number = float(text)
     except ValueError:
-        return _seconds_until(lower.get("retry-after", ""), now or datetime.now(UTC))
+        return None
+    return max(0.0, number) if math.isfinite(number) else None
 
 
 def _seconds_until(date: str, now: datetime) -> float | None:
     try:
         then = parsedate_to_datetime(date)
-    except ValueError:
+        return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds())
-
-
-def rate_limit_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that tell of limits, names in lower case."""
-    return {k.lower(): v for k, v in headers.items() if _KEPT.match(k.lower())}
 
 
 def safe_message(text: str, api_key: str) -> str:

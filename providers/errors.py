@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from providers.base import Quota
+
 
 class Remedy(StrEnum):
     """What another try needs to have a chance."""
@@ -39,7 +41,7 @@ class ProviderError(Exception):
     """A call to a vendor that gave no complete answer.
 
     `message` is fit for a client: no key, no trace. `retry_after_s` is the vendor's own word in seconds, where it
-    gave one; `vendor_type` the vendor's name for the error.
+    gave one; `vendor_type` the vendor's name for the error; `quotas` what its headers said of its limits.
     """
 
     remedy: Remedy = Remedy.OTHER
@@ -52,7 +54,7 @@ class ProviderError(Exception):
         vendor_type: str | None = None,
         retry_after_s: float | None = None,
         vendor_request_id: str | None = None,
-        headers: dict[str, str] | None = None,
+        quotas: tuple[Quota, ...] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -60,7 +62,7 @@ class ProviderError(Exception):
         self.vendor_type = vendor_type
         self.retry_after_s = retry_after_s
         self.vendor_request_id = vendor_request_id
-        self.headers = headers or {}
+        self.quotas = quotas
 
     @property
     def kind(self) -> str:

@@ -6,18 +6,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from providers.base import Event, Finished, Json, Opened, Prompt, TextDelta, ThinkingDelta, Usage, UsageSeen
+from providers.base import Event, Finished, Json, Opened, Prompt, Quota, TextDelta, ThinkingDelta, Usage, UsageSeen
 from providers.boundary import (
     Call,
-    rate_limit_headers,
     retry_after_seconds,
     safe_message,
     transport_error,
     vendor_boundary,
 )
 from providers.errors import BadResponse, ModelNoise, ProviderError, StreamCut
+from providers.quotas import QuotasIn, no_quotas
 
 STREAMED_FROM_TOKENS: Final = 4096
 """Answers that may grow larger are streamed even when nobody watches: a whole one would look like silence.
@@ -80,10 +81,18 @@ ErrorOf = Callable[[Refused], ProviderError]
 
 @dataclass(frozen=True, slots=True)
 class Vendor:
-    """What messages and headers call a vendor. `request_id` is the header with its own id of the request."""
+    """What messages and headers call a vendor.
+
+    `request_id` is the header with its own id of the request; `quotas_in` reads its rate-limit headers.
+    """
 
     title: str
     request_id: str
+    quotas_in: QuotasIn = no_quotas
+
+    def quotas(self, headers: Mapping[str, str], now: datetime | None = None) -> tuple[Quota, ...]:
+        """What the headers say of the vendor's limits."""
+        return self.quotas_in({k.lower(): v for k, v in headers.items()}, now or datetime.now(UTC))
 
     def error(self, kind: type[ProviderError], refused: Refused, api_key: str, **said: Any) -> ProviderError:
         """A `kind` of error out of what the vendor said; `said` overrides what was read."""
@@ -93,7 +102,7 @@ class Vendor:
             "vendor_type": next((v for k in ("type", "code", "status") if isinstance(v := body.get(k), str)), None),
             "retry_after_s": retry_after_seconds(refused.headers),
             "vendor_request_id": refused.headers.get(self.request_id),
-            "headers": rate_limit_headers(refused.headers),
+            "quotas": self.quotas(refused.headers),
         }
         message = str(body.get("message") or f"{self.title} answered {refused.status or 'with an error'}")
         return kind(safe_message(message, api_key), **fields | said)
@@ -118,7 +127,7 @@ async def exchange(
         with vendor_boundary(call):
             async with post as reply, aclosing(reply.data):
                 call.opened = True
-                yield Opened(reply.headers.get(vendor.request_id), rate_limit_headers(reply.headers))
+                yield Opened(reply.headers.get(vendor.request_id), vendor.quotas(reply.headers))
                 async for data in reply.data:
                     events = answer.feed(data)
                     for event in events if prompt.stream else joined(events):

@@ -9,7 +9,7 @@ from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from providers.base import Json
-from providers.boundary import kind_by_status
+from providers.boundary import finite, kind_by_status
 from providers.errors import (
     BadCredentials,
     InvalidPrompt,
@@ -81,10 +81,7 @@ def wait_of(body: Mapping[str, Json], now: datetime) -> float | None:
         if str(detail.get("@type", "")).endswith("RetryInfo"):
             delay = re.fullmatch(r"([\d.]+)s", str(detail.get("retryDelay", "")))
     delay = delay or _RETRY_IN.search(str(body.get("message") or ""))
-    try:
-        return float(delay[1]) if delay else None
-    except ValueError:
-        return None
+    return finite(delay[1]) if delay else None
 
 
 def _to_midnight_pacific(now: datetime) -> float:

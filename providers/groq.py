@@ -23,6 +23,7 @@ from providers.errors import (
     VendorError,
 )
 from providers.exchange import Answer, Vendor
+from providers.quotas import groq_quotas
 from providers.stainless import StainlessProvider
 
 MAX_STOP_SEQUENCES: Final = 4
@@ -48,7 +49,7 @@ _TOO_LARGE: Final = re.compile(r"(maximum )?context (length|window)|reduce (the 
 class GroqProvider(StainlessProvider):
     """Groq's chat completions. `Endpoint.base_url` may end in /openai/v1 or leave that to the SDK."""
 
-    vendor = Vendor("Groq", "x-request-id")
+    vendor = Vendor("Groq", "x-request-id", groq_quotas)
     sdk_name = "groq"
     http_name = "httpx"
 

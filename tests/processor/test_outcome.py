@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.errors import ErrorType
-from processor.outcome import BACKOFF_CAP_S, Plan, Try, verdict
+from processor.errors import ErrorType, RequestError
+from processor.outcome import (
+    BACKOFF_CAP_S,
+    HAND_BACK_S,
+    LONGEST_PARK_S,
+    HandBack,
+    Option,
+    Park,
+    Plan,
+    Wait,
+    standstill,
+    verdict,
+)
 from providers.errors import (
     BadCredentials,
     InvalidPrompt,
@@ -23,90 +36,127 @@ from providers.errors import (
 )
 
 errors = st.sampled_from(
-    [InvalidPrompt, PromptTooLarge, BadCredentials, RateLimited, Overloaded, VendorError, StreamCut]
+    [InvalidPrompt, PromptTooLarge, BadCredentials, RateLimited, Overloaded, VendorError, StreamCut, ModelNoise]
 )
 
 
-def plan(candidates: int, max_attempts: int = 4, jitter: float = 0.5) -> Plan:
-    return Plan([str(n) for n in range(candidates)], max_attempts, lambda: jitter)
+def plan(candidates: int, max_retries: int = 3, jitter: float = 0.5) -> Plan:
+    return Plan([str(n) for n in range(candidates)], max_retries, lambda: jitter)
+
+
+def order(trying: Plan) -> list[int]:
+    return [option.index for option in trying.options()]
 
 
 def test_nothing_to_try() -> None:
-    assert plan(0).first() is None
+    assert plan(0).options() == []
 
 
 def test_the_next_candidate_is_tried_at_once() -> None:
     trying = plan(3)
-    assert trying.first() == Try(0)
-    assert trying.failed(0, Overloaded("busy", retry_after_s=60), 100.0) == Try(1)
-    assert trying.failed(1, VendorError("boom"), 100.0) == Try(2)
+    assert trying.options()[0] == Option(0, 0.0)
+    trying.failed(0, Overloaded("busy", retry_after_s=60), 100.0)
+    assert trying.options()[0] == Option(1, 0.0)
+    trying.failed(1, VendorError("boom"), 100.0)
+    assert trying.options() == [Option(2, 0.0), Option(1, 100.25), Option(0, 160.25)]
 
 
 def test_a_lone_candidate_is_tried_again_after_its_pause() -> None:
-    assert plan(1).failed(0, VendorError("boom"), 100.0) == Try(0, 0.25)
-    assert plan(1).failed(0, RateLimited("slow", retry_after_s=7), 100.0) == Try(0, 7.25)
-
-
-def test_being_throttled_without_a_word_waits_a_second_at_least() -> None:
-    again = plan(1, jitter=0).failed(0, RateLimited("slow"), 0)
-    assert again == Try(0, 1.0)
+    for error, at in ((VendorError("boom"), 100.25), (RateLimited("slow", retry_after_s=7), 107.25)):
+        trying = plan(1)
+        trying.failed(0, error, 100.0)
+        assert trying.options() == [Option(0, at)]
 
 
 @pytest.mark.parametrize("error", [BadCredentials("no"), Unsupported("no"), PromptTooLarge("no")])
 def test_what_only_another_model_can_cure_is_not_tried_again_on_the_same(error: ProviderError) -> None:
-    assert plan(1).failed(0, error, 0) is None
-    assert plan(2).failed(0, error, 0) == Try(1)
+    trying = plan(2)
+    trying.failed(0, error, 0)
+    assert order(trying) == [1]
 
 
 def test_what_nothing_can_cure_ends_it() -> None:
-    assert plan(3).failed(0, InvalidPrompt("bad"), 0) is None
+    trying = plan(3)
+    trying.failed(0, InvalidPrompt("bad"), 0)
+    assert order(trying) == []
 
 
-def test_noise_of_the_model_is_worth_another_try() -> None:
-    assert plan(1).failed(0, ModelNoise("botched call"), 0) is not None
-
-
-def test_a_wait_of_hours_is_not_slept_out() -> None:
-    assert plan(1).failed(0, RateLimited("a day's limit", retry_after_s=7200), 0) is None
-    both = plan(2)
-    assert both.failed(0, RateLimited("a day's limit", retry_after_s=7200), 0) == Try(1)
-    assert both.failed(1, VendorError("boom"), 0) == Try(1, 0.25)
+def test_noise_of_the_model_is_worth_one_more_try() -> None:
+    trying = plan(1)
+    trying.failed(0, ModelNoise("botched call"), 0)
+    assert order(trying) == [0]
+    trying.failed(0, ModelNoise("botched call"), 1)
+    assert order(trying) == []
 
 
 @pytest.mark.parametrize("error", [BadCredentials("no"), OutOfCredit("no")])
 def test_a_key_that_is_no_good_takes_out_all_models_of_its_provider(error: ProviderError) -> None:
-    trying = Plan(["anthropic", "anthropic", "groq"], 4, lambda: 0.5)
-    assert trying.failed(0, error, 0) == Try(2)
+    trying = Plan(["anthropic", "anthropic", "groq"], 3, lambda: 0.5)
+    trying.failed(0, error, 0)
+    assert order(trying) == [2]
 
 
-def test_what_was_never_sent_is_no_attempt() -> None:
-    trying = plan(4, max_attempts=1)
-    for index in range(3):
-        assert trying.failed(index, Unsupported("it cannot do that"), 0) == Try(index + 1)
-    assert trying.failed(3, VendorError("boom"), 0) is None
+@given(st.integers(1, 5), st.integers(0, 8), st.lists(errors, max_size=60), st.floats(0, 1, exclude_max=True))
+def test_rounds_are_bounded_pauses_are_bounded_and_nobody_is_tried_before_his_pause_is_over(
+    candidates: int, max_retries: int, kinds: list[type[ProviderError]], jitter: float
+) -> None:
+    trying, now = plan(candidates, max_retries, jitter), 0.0
+    tried = [0] * candidates
+    for kind in kinds:
+        if not (options := trying.options()):
+            break
+        index, not_before = options[0].index, options[0].not_before
+        assert not_before - now <= BACKOFF_CAP_S
+        assert tried[index] == 0 or all(tried[option.index] for option in options)
+        now = max(now, not_before)
+        tried[index] += 1
+        trying.failed(index, kind("x"), now)
+    assert all(times <= max_retries + 1 for times in tried)
+    assert len(trying.failures) == sum(tried)
+
+
+def wait(wait_s: float, why: str = "its limit is used up", *, limited: bool = True) -> Wait:
+    return Wait(0, wait_s, why, limited)
+
+
+def test_over_the_limit_means_wait_as_long_as_the_deadline_allows() -> None:
+    assert standstill([wait(40), wait(10)], 30) == Park(10)
+    assert standstill([wait(LONGEST_PARK_S)], None) == Park(LONGEST_PARK_S)
+
+
+def test_a_wait_beyond_the_deadline_is_told_at_once_and_with_the_time_to_come_back() -> None:
+    error = standstill([wait(40.2), wait(50)], 30)
+    assert isinstance(error, RequestError)
+    assert (error.type, error.retry_after_s) == (ErrorType.RATE_LIMITED, 41)
+    broken = standstill([wait(40), wait(50, "its circuit is open", limited=False)], 30)
+    assert isinstance(broken, RequestError)
+    assert broken.type is ErrorType.UNAVAILABLE
+
+
+def test_a_wait_of_hours_goes_back_into_the_queue_where_there_is_no_deadline() -> None:
+    assert standstill([wait(7200)], None) == HandBack(HAND_BACK_S)
+    assert standstill([wait(LONGEST_PARK_S + 1), wait(math.inf)], None) == HandBack(LONGEST_PARK_S + 1)
+
+
+@pytest.mark.parametrize("left_s", [None, 30.0])
+def test_what_is_larger_than_every_limit_is_told_and_not_waited_for(left_s: float | None) -> None:
+    error = standstill([wait(math.inf, "haiku: about 60000 tokens")], left_s)
+    assert isinstance(error, RequestError)
+    assert (error.type, error.message) == (ErrorType.TOO_LARGE, "haiku: about 60000 tokens")
+
+
+@given(st.lists(st.floats(0, 1e5) | st.just(math.inf), min_size=1), st.none() | st.floats(0.1, 1e4))
+def test_whoever_is_parked_is_free_before_the_deadline_and_whoever_could_be_is_parked(
+    waits: list[float], left_s: float | None
+) -> None:
+    decision = standstill([wait(w) for w in waits], left_s)
+    free = [w for w in waits if w <= LONGEST_PARK_S and (left_s is None or w < left_s)]
+    assert isinstance(decision, Park) == bool(free)
 
 
 def test_a_fault_of_the_caller_beside_one_of_a_vendor_may_be_cured_by_time() -> None:
     failures: list[tuple[str, ProviderError]] = [("haiku", Overloaded("busy")), ("tiny", PromptTooLarge("long"))]
     assert verdict(failures).type is ErrorType.UNAVAILABLE
-
-
-@given(st.integers(1, 5), st.integers(1, 8), st.lists(errors, max_size=20), st.floats(0, 1, exclude_max=True))
-def test_attempts_are_bounded_pauses_are_bounded_and_indexes_are_candidates(
-    candidates: int, max_attempts: int, kinds: list[type[ProviderError]], jitter: float
-) -> None:
-    trying = plan(candidates, max_attempts, jitter)
-    step, attempts, now = trying.first(), 0, 0.0
-    for kind in kinds:
-        if step is None:
-            break
-        attempts += 1
-        assert 0 <= step.index < candidates
-        assert 0 <= step.delay_s <= max(BACKOFF_CAP_S, 1.0)
-        now += step.delay_s
-        step = trying.failed(step.index, kind("x"), now)
-    assert attempts <= max_attempts
-    assert len(trying.failures) == attempts
 
 
 def test_the_verdict_says_why_each_candidate_failed_and_when_to_come_back() -> None:

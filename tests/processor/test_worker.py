@@ -16,6 +16,7 @@ from processor.jetstream import JetStreamUnavailable
 from processor.lanes import Lanes
 from processor.replies import Ending, Replies
 from processor.service import Processor
+from processor.subjects import Priority
 from providers.base import Opened, TextDelta, Usage, UsageSeen
 from providers.scripted import ScriptedProvider
 from tests.conftest import StartProcessor, make_settings
@@ -167,7 +168,11 @@ async def test_a_full_send_buffer_ends_neither_the_pull_nor_the_delivery(
 
     with monkeypatch.context() as offline:
         offline.setattr(bus, "publish", full)
-        delivery = await lanes.next()
+        lane = lanes[Priority.LOW]
+        await lane.ready()
+        delivery = lane.take()
+        assert delivery is not None
+        await lane.refill()
         await delivery.ack()
     assert (delivery.request_id, delivery.done, lanes.held) == ("job-1", True, set())
     await lanes.stop()

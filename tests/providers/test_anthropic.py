@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from providers.base import (
     JsonFormat,
     Message,
     Opened,
+    Quota,
     Text,
     TextDelta,
     ThinkingDelta,
@@ -68,6 +70,12 @@ START: dict[str, Any] = {
     },
 }
 STOP = {"type": "message_stop"}
+LIMITS = {
+    "anthropic-ratelimit-requests-limit": "50",
+    "anthropic-ratelimit-requests-remaining": "49",
+    "anthropic-ratelimit-requests-reset": "2026-01-01T00:00:00Z",
+}
+"""Of a limit that is full again by now."""
 
 
 def event(kind: str, **fields: Any) -> dict[str, Any]:
@@ -171,10 +179,10 @@ async def test_a_whole_answer_is_one_call_without_stream(vendor: Vendor, claude:
         "stop_reason": "tool_use",
         "usage": {"input_tokens": 3, "output_tokens": 9, "output_tokens_details": {"thinking_tokens": 4}},
     }
-    vendor.play = whole(message, headers={"request-id": "req_1", "anthropic-ratelimit-requests-remaining": "49"})
+    vendor.play = whole(message, headers={"request-id": "req_1"} | LIMITS)
     spent = Usage(3, output_visible=5, output_thinking=4)
     assert await events_of(claude, prompt()) == [
-        Opened("req_1", {"anthropic-ratelimit-requests-remaining": "49"}),
+        Opened("req_1", (Quota("rpm", 50, 49, 0.0),)),
         TextDelta("Let me look."),
         ToolCallDelta(0, "toolu_1", "rain", '{"place":"Kitui"}'),
         Finished(FinishReason.TOOL_CALLS, spent, "claude-haiku-4-5-20251001", "tool_use"),
@@ -371,13 +379,28 @@ def error(kind: str, message: str = "no", **fields: Any) -> dict[str, Any]:
 async def test_errors_by_their_type(
     vendor: Vendor, claude: AnthropicProvider, status: int, kind: str, message: str, expected: type[ProviderError]
 ) -> None:
-    vendor.play = whole(error(kind, message), status=status, headers={"retry-after": "3", "request-id": "req_9"})
+    headers = {"retry-after": "3", "request-id": "req_9"} | LIMITS
+    vendor.play = whole(error(kind, message), status=status, headers=headers)
     with pytest.raises(ProviderError) as raised:
         await events_of(claude, prompt())
     told = raised.value
     assert type(told) is expected
     assert (told.status, told.vendor_type, told.vendor_request_id) == (status, kind, "req_9")
     assert (told.message, told.retry_after_s) == (message, 3)
+    assert told.quotas == (Quota("rpm", 50, 49, 0.0),)
+
+
+async def test_retry_after_in_milliseconds_and_as_a_date(vendor: Vendor, claude: AnthropicProvider) -> None:
+    headers = {"retry-after-ms": "1500", "retry-after": "9"}
+    vendor.play = whole(error("rate_limit_error"), status=429, headers=headers)
+    with pytest.raises(RateLimited) as raised:
+        await events_of(claude, prompt(stream=True))
+    assert raised.value.retry_after_s == 1.5
+    vendor.play = whole(error("rate_limit_error"), 429, {"retry-after": "Fri, 01 Jan 2100 00:00:00 GMT"})
+    with pytest.raises(RateLimited) as raised:
+        await events_of(claude, prompt(stream=True))
+    until = datetime(2100, 1, 1, tzinfo=UTC) - datetime.now(UTC)
+    assert raised.value.retry_after_s == pytest.approx(until.total_seconds(), abs=60)
 
 
 @pytest.mark.parametrize(

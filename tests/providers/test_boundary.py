@@ -12,7 +12,6 @@ import pytest
 
 from providers.boundary import (
     Call,
-    rate_limit_headers,
     retry_after_seconds,
     safe_message,
     transport_error,
@@ -74,21 +73,18 @@ def test_a_bug_and_a_cancellation_pass_as_they_are(error: BaseException) -> None
         ({"retry-after": "Mon, 23 Nov 2026 12:00:30 GMT"}, 30.0),
         ({"retry-after": "Mon, 23 Nov 2026 11:00:00 GMT"}, 0.0),
         ({"retry-after": "-5"}, 0.0),
+        ({"Retry-After": "Mon, 23 Nov 2026 13:00:30 +0100"}, 30.0),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9.0),
+        ({"retry-after-ms": "nan", "retry-after": "9"}, 9.0),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "Mon, 23 Nov 99999999999999999999 12:00:30 GMT"}, None),
+        ({"retry-after": ""}, None),
         ({}, None),
     ],
 )
 def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(headers, datetime(2026, 11, 23, 12, tzinfo=UTC)) == seconds
-
-
-def test_only_the_headers_of_limits_are_kept() -> None:
-    headers = {"X-RateLimit-Remaining": "1", "anthropic-ratelimit-x": "2", "Retry-After": "3", "Set-Cookie": "s"}
-    assert rate_limit_headers(headers) == {
-        "x-ratelimit-remaining": "1",
-        "anthropic-ratelimit-x": "2",
-        "retry-after": "3",
-    }
 
 
 def test_a_message_for_clients_is_short_on_one_line_and_without_the_key() -> None:

@@ -16,6 +16,7 @@ from providers.base import (
     JsonFormat,
     Message,
     Opened,
+    Quota,
     Text,
     TextDelta,
     ThinkingDelta,
@@ -56,6 +57,14 @@ FIGURES = {
 }
 SPENT = Usage(input_fresh=36, cache_read=64, output_visible=10, output_thinking=30)
 DONE = b"data: [DONE]\n\n"
+LIMITS = {
+    "x-ratelimit-limit-requests": "14400",
+    "x-ratelimit-remaining-requests": "14399",
+    "x-ratelimit-reset-requests": "6s",
+    "x-ratelimit-limit-tokens": "18000",
+    "x-ratelimit-remaining-tokens": "17997",
+    "x-ratelimit-reset-tokens": "7.66s",
+}
 
 
 def chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
@@ -161,10 +170,10 @@ async def test_a_whole_answer(vendor: Vendor, groq: GroqProvider) -> None:
             "usage": FIGURES,
             "x_groq": {"id": "req_1"},
         },
-        headers={"x-request-id": "req_1", "x-ratelimit-remaining-tokens": "5", "server": "x"},
+        headers={"x-request-id": "req_1"} | LIMITS,
     )
     assert await events_of(groq, prompt()) == [
-        Opened("req_1", {"x-ratelimit-remaining-tokens": "5"}),
+        Opened("req_1", (Quota("rpd", 14400, 14399, 6.0), Quota("tpm", 18000, 17997, 7.66))),
         ThinkingDelta("hm"),
         TextDelta("Hi"),
         ToolCallDelta(0, "a", "f", "{}"),
@@ -362,6 +371,14 @@ async def test_a_local_server_is_sent_a_key_only_where_one_is_set(vendor: Vendor
     assert [headers.get("authorization") for headers in vendor.headers] == [f"Bearer {KEY}", None]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_local_servers_limits_are_both_of_a_minute(vendor: Vendor, local: LocalProvider, stream: bool) -> None:
+    vendor.play = whole({"error": {"message": "slow down"}}, status=429, headers=LIMITS)
+    with pytest.raises(RateLimited) as raised:
+        await events_of(local, prompt(stream=stream))
+    assert raised.value.quotas == (Quota("rpm", 14400, 14399, 6.0), Quota("tpm", 18000, 17997, 7.66))
+
+
 # --- errors ---------------------------------------------------------------------------------
 
 
@@ -386,11 +403,12 @@ async def test_groqs_errors(
     vendor: Vendor, groq: GroqProvider, status: int, code: str | None, message: str, expected: type[ProviderError]
 ) -> None:
     body = {"error": {"message": message, "type": "invalid_request_error"} | ({"code": code} if code else {})}
-    vendor.play = whole(body, status=status, headers={"retry-after": "2"})
+    vendor.play = whole(body, status=status, headers={"retry-after": "2"} | LIMITS)
     with pytest.raises(ProviderError) as raised:
         await events_of(groq, prompt(stream=True))
     assert type(raised.value) is expected
     assert (raised.value.message, raised.value.status, raised.value.retry_after_s) == (message, status, 2)
+    assert [quota.metric for quota in raised.value.quotas] == ["rpd", "tpm"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -45,6 +46,7 @@ from providers.errors import (
     VendorError,
 )
 from providers.gemini import GeminiProvider
+from providers.gemini_errors import wait_of
 from providers.gemini_wire import RawWire
 from tests.providers.vendor import (
     KEY,
@@ -181,7 +183,6 @@ async def test_an_error_status_is_raised_as_its_kind_after_one_request(
     assert type(raised.value) is kind
     assert raised.value.status == status
     assert raised.value.retry_after_s == 7
-    assert raised.value.headers["retry-after"]
     assert len(llmock.requests) == 1
 
 
@@ -411,6 +412,29 @@ async def test_an_error_status_is_not_tried_again(vendor: Vendor, either: Gemini
     with pytest.raises(Overloaded):
         await events_of(either, prompt(stream=stream))
     assert len(vendor.paths) == 1
+
+
+RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "7.5s"}
+PER_DAY = {
+    "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+    "violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}],
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_wait_that_a_429s_body_names_is_the_errors(
+    vendor: Vendor, either: GeminiProvider, stream: bool
+) -> None:
+    exhausted = "You exceeded your current quota.", "RESOURCE_EXHAUSTED"
+    vendor.play = whole(error(429, *exhausted, RETRY_INFO), 429, {"x-ratelimit-remaining-tokens": "1"})
+    with pytest.raises(RateLimited) as raised:
+        await events_of(either, prompt(stream=stream))
+    assert (raised.value.retry_after_s, raised.value.quotas) == (7.5, ())
+    vendor.play = whole(error(429, *exhausted, RETRY_INFO, PER_DAY), 429)
+    before = wait_of({"details": [PER_DAY]}, datetime.now(UTC))
+    with pytest.raises(RateLimited) as raised:
+        await events_of(either, prompt(stream=stream))
+    assert raised.value.retry_after_s in (pytest.approx(before, abs=60), pytest.approx(86400, abs=3660))
 
 
 @pytest.mark.parametrize("end", ["eof", "cut"])

@@ -446,6 +446,7 @@ def test_an_error_is_told_by_its_reason() -> None:
         ({"details": [{**RETRY, "retryDelay": "45.57s"}]}, 45.57),
         ({"details": [{**RETRY, "retryDelay": "soon"}]}, None),
         ({"details": [{**RETRY, "retryDelay": "1.2.3s"}]}, None),
+        ({"details": [{**RETRY, "retryDelay": "9" * 400 + "s"}]}, None),
         ({"message": "Please retry in 45.5s."}, 45.5),
         ({"details": [PER_DAY, RETRY]}, 12 * 3600),
         ({"details": [RETRY, PER_DAY]}, 12 * 3600),

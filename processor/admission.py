@@ -1,0 +1,239 @@
+"""From candidates to the one that may be called now: breakers, pace and limits asked in order, else parked in line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aiolimiter import AsyncLimiter
+
+from processor.bucket import Denied, Need
+from processor.catalog import Catalog, CatalogModel
+from processor.errors import RequestError
+from processor.health import Health, Place, places
+from processor.limits import Limits, Reservation
+from processor.outcome import LONGEST_PARK_S, HandBack, Option, Wait, standstill
+from processor.schedule import Schedule
+from processor.slots import Slot
+from processor.subjects import Priority
+from processor.waiting import Line, Waiter
+
+LOOK_AGAIN_S = 1.0
+"""How often the first in line asks again: requests that end early, here or on another replica, give room back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidature:
+    """A model with what this request needs of it."""
+
+    model: CatalogModel
+    need: Need
+
+
+@dataclass(slots=True)
+class Entrant:
+    """A request that wants to call a vendor: its slot, its deadline, and what was said to it so far."""
+
+    slot: Slot
+    deadline: float | None
+    """In seconds of the monotonic clock."""
+    candidates: Sequence[Candidature]
+    passed_over: dict[int, str] = field(default_factory=dict)
+    """Why a candidate was last passed over, for `route.considered`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Candidate `index` may be called, now, under this reservation."""
+
+    index: int
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocked:
+    """Why an option cannot be called, where the line for it stands (None: it waits by itself), and until when."""
+
+    place: Place | None
+    until: float
+    why: str
+    limited: bool = True
+
+
+class HandedBack(Exception):
+    """No candidate is free soon, and the request has time: into the queue for `wait_s` seconds."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"handed back for {wait_s:g} s")
+        self.wait_s = wait_s
+
+
+class Parked:
+    """How many requests of each lane are parked, and a wait for room."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count: dict[Priority, int] = dict.fromkeys(Priority, 0)
+        self._room: dict[Priority, asyncio.Event] = {p: asyncio.Event() for p in Priority}
+        for event in self._room.values():
+            event.set()
+
+    @property
+    def total(self) -> int:
+        return sum(self._count.values())
+
+    async def room(self, priority: Priority) -> None:
+        """Return once the lane may take another request: a lane that has parked enough pulls no more."""
+        await self._room[priority].wait()
+
+    def change(self, priority: Priority, by: int) -> None:
+        self._count[priority] += by
+        if self._count[priority] < self._most:
+            self._room[priority].set()
+        else:
+            self._room[priority].clear()
+
+
+class Admission:
+    """Lets requests through to vendors. One per processor."""
+
+    def __init__(
+        self, catalog: Catalog, limits: Limits, health: Health, schedule: Schedule, *, max_parked: int
+    ) -> None:
+        self.parked = Parked(max_parked)
+        self._limits = limits
+        self._health = health
+        self._schedule = schedule
+        self._lines: dict[Place, Line] = {}
+        self._pacers = _pacers(catalog)
+        self._closing = False
+        health.on_closed(self._reopen)
+
+    def close(self) -> None:
+        """Park nobody any more: who is parked, or would be, is handed back at once."""
+        self._closing = True
+        for line in self._lines.values():
+            line.wake_all()
+
+    async def enter(self, entrant: Entrant, options: Sequence[Option]) -> Admitted:
+        """The first option that may be called, parked without a slot until there is one.
+
+        Raises:
+            RequestError: `rate_limited` or `unavailable` where none is free before the deadline, `too_large` where the
+                request is larger than every limit.
+            HandedBack: none is free soon, and there is no deadline.
+        """
+        woken = asyncio.Event()
+        waiter = Waiter(entrant.slot.priority, woken.set)
+        try:
+            while True:
+                woken.clear()
+                blocked: dict[Option, _Blocked] = {}
+                for option in options:
+                    tried = await self._try(entrant, option, waiter)
+                    if isinstance(tried, Admitted):
+                        return tried
+                    blocked[option] = tried
+                    entrant.passed_over[option.index] = tried.why
+                self._stand_in_line(waiter, blocked.values())
+                await self._park(entrant, waiter, blocked, woken)
+        finally:
+            self._leave(waiter)
+
+    async def try_now(self, entrant: Entrant, options: Sequence[Option]) -> Admitted | None:
+        """The first option that may be called at this moment, without waiting."""
+        passer_by = Waiter(entrant.slot.priority, lambda: None)
+        for option in options:
+            if isinstance(tried := await self._try(entrant, option, passer_by), Admitted):
+                return tried
+        return None
+
+    async def _try(self, entrant: Entrant, option: Option, waiter: Waiter) -> Admitted | _Blocked:
+        now = time.monotonic()
+        model, need = entrant.candidates[option.index].model, entrant.candidates[option.index].need
+        if option.not_before > now:
+            return _Blocked(None, option.not_before, "it failed, and is tried again later", limited=False)
+        for place in places(model):
+            if (line := self._lines.get(place)) is not None and not line.may_try(waiter):
+                return _Blocked(place, max(now, line.open_at), "others wait for its limit")
+        if (unwell := self._health.refusal(model)) is not None:
+            return _Blocked(unwell.place, now + unwell.wait_s, unwell.why, limited=False)
+        if (pacer := self._pacers.get(model.provider)) is not None:
+            if not pacer.has_capacity():
+                return _Blocked((model.provider, ""), now + pacer.time_period, "its requests are spaced")
+            await pacer.acquire()
+        self._health.started(model)
+        try:
+            reserved = await self._limits.reserve(model, need, critical=waiter.priority is Priority.CRITICAL)
+        except BaseException:
+            self._health.abandoned(model)
+            raise
+        if isinstance(reserved, Denied):
+            self._health.abandoned(model)
+            return _Blocked((model.provider, reserved.scope), now + reserved.wait_s, reserved.why)
+        entrant.passed_over.pop(option.index, None)
+        for place in places(model):
+            if (line := self._lines.get(place)) is not None:
+                line.passed(waiter.priority)
+        return Admitted(option.index, reserved)
+
+    def _stand_in_line(self, waiter: Waiter, blocked: Collection[_Blocked]) -> None:
+        """In the line of each place that stopped it, and in no other."""
+        places = {b.place: b.until for b in blocked if b.place is not None}
+        for place, until in places.items():
+            line = self._lines.setdefault(place, Line(self._schedule))
+            line.join(waiter)
+            line.open_at = until
+        self._leave(waiter, all_but=places)
+
+    def _leave(self, waiter: Waiter, *, all_but: Collection[Place] = ()) -> None:
+        for place in [place for place, line in self._lines.items() if waiter in line and place not in all_but]:
+            self._lines[place].leave(waiter)
+            if not self._lines[place]:
+                del self._lines[place]
+
+    async def _park(
+        self, entrant: Entrant, waiter: Waiter, blocked: Mapping[Option, _Blocked], woken: asyncio.Event
+    ) -> None:
+        """Give the slot up until one of the options may be free; then take one again."""
+        if self._closing:
+            raise HandedBack(0)
+        now = time.monotonic()
+        waits = [
+            Wait(option.index, b.until - now, f"{entrant.candidates[option.index].model.alias}: {b.why}", b.limited)
+            for option, b in blocked.items()
+        ]
+        decision = standstill(waits, None if entrant.deadline is None else entrant.deadline - now)
+        match decision:
+            case RequestError():
+                raise decision
+            case HandBack(wait_s):
+                raise HandedBack(wait_s)
+        # Only the first of a line may try; whoever stands behind is woken when it becomes the first.
+        own = [b.until for b in blocked.values() if b.place is None or self._lines[b.place].first() is waiter]
+        sleep_s = min(min(own) - now, LOOK_AGAIN_S) if own else LONGEST_PARK_S
+        priority = entrant.slot.priority
+        self.parked.change(priority, +1)
+        try:
+            await entrant.slot.parked(_happens(woken, max(0.0, sleep_s)))
+        finally:
+            self.parked.change(priority, -1)
+
+    def _reopen(self, place: Place) -> None:
+        """A breaker closed: whoever waits for it need not wait longer."""
+        if (line := self._lines.get(place)) is not None and (first := line.first()) is not None:
+            line.open_at = 0.0
+            first.wake()
+
+
+def _pacers(catalog: Catalog) -> Mapping[str, AsyncLimiter]:
+    return {provider: AsyncLimiter(1, 1 / limits.pace) for provider, limits in catalog.limits.items() if limits.pace}
+
+
+async def _happens(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return

@@ -1,0 +1,112 @@
+"""How many tokens a request will take, before it is sent: from its size, and from what each model reported before.
+
+In memory only, and bounded: one entry a model. No clock and no I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+import orjson
+from cachetools import LRUCache
+
+from processor.messages import Request
+from processor.parts import ImagePart, TextPart, ToolCallPart, ToolResultPart
+
+BYTES_PER_TOKEN: Final = 4
+"""Of English text, by the vendors' own rule of thumb; UTF-8 bytes, since other scripts take more of both a letter."""
+TOKENS_PER_MESSAGE: Final = 4
+"""Roles and separators."""
+TOKENS_PER_IMAGE: Final = 1_500
+"""Anthropic's figure for the largest image it does not shrink (width x height / 750); the others count less."""
+RATIO_BOUNDS: Final = (0.25, 4.0)
+HALF_LIFE: Final = 35
+"""Requests after which what was seen counts half, so that about the last fifty weigh."""
+KEPT_CALLS: Final = 200
+KNOWN_AFTER: Final = 20
+"""Calls before a model's usual answer and usual speed are believed."""
+MAX_MODELS: Final = 1_000
+
+
+def base_tokens(request: Request) -> int:
+    """The size of the whole prompt in tokens, as far as it can be told without knowing the model."""
+    size = 0
+    images = 0
+    for message in request.messages:
+        for part in message.parts:
+            match part:
+                case TextPart():
+                    size += _bytes(part.text)
+                case ToolCallPart():
+                    size += _bytes(part.name) + _bytes(part.arguments)
+                case ToolResultPart():
+                    size += _bytes(part.content)
+                case ImagePart():
+                    images += 1
+    for tool in request.tools:
+        size += _bytes(tool.name) + _bytes(tool.description) + len(orjson.dumps(tool.parameters))
+    if request.response_format is not None and request.response_format.json_schema is not None:
+        size += len(orjson.dumps(request.response_format.json_schema))
+    return -(-size // BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE * len(request.messages) + TOKENS_PER_IMAGE * images
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+@dataclass(slots=True)
+class _Model:
+    reported: float = 0.0
+    estimated: float = 0.0
+    outputs: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_CALLS))
+    first_tokens: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_CALLS))
+
+    @property
+    def ratio(self) -> float:
+        low, high = RATIO_BOUNDS
+        return min(high, max(low, self.reported / self.estimated)) if self.estimated else 1.0
+
+
+class Learned:
+    """What the calls of this process have shown of each model, by its alias."""
+
+    def __init__(self) -> None:
+        self._models: LRUCache[str, _Model] = LRUCache(MAX_MODELS)
+
+    def need(self, alias: str, base: int, max_tokens: int) -> tuple[int, int]:
+        """(input, output) tokens to expect of a prompt of `base` tokens whose answer may have `max_tokens`.
+
+        The output is what 95 of 100 answers of the model stayed under, once that is known.
+        """
+        model = self._models.get(alias)
+        if model is None:
+            return base, max_tokens
+        usual = _p95(model.outputs)
+        return math.ceil(base * model.ratio), max_tokens if usual is None else min(max_tokens, math.ceil(usual))
+
+    def observe(
+        self, alias: str, base: int, input_tokens: int, output_tokens: int, first_token_s: float | None
+    ) -> None:
+        """A complete answer to a prompt of `base` tokens, with what the vendor counted, cached input too."""
+        model = self._models.setdefault(alias, _Model())
+        if base > 0 and input_tokens > 0:
+            kept = 0.5 ** (1 / HALF_LIFE)
+            model.reported = model.reported * kept + input_tokens
+            model.estimated = model.estimated * kept + base
+        model.outputs.append(output_tokens)
+        if first_token_s is not None:
+            model.first_tokens.append(first_token_s)
+
+    def first_token_p95(self, alias: str) -> float | None:
+        """Seconds within which 95 of 100 first tokens came, None while too few are known."""
+        model = self._models.get(alias)
+        return None if model is None else _p95(model.first_tokens)
+
+
+def _p95(values: deque[int] | deque[float]) -> float | None:
+    if len(values) < KNOWN_AFTER:
+        return None
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]

@@ -1,0 +1,55 @@
+"""How often a request was handed back by a sidecar that lived, to tell that from the deaths of its workers.
+
+JetStream counts deliveries. A request that is delivered again was either handed back (at shutdown, or to wait for a
+limit of hours), which is noted here, or its worker died with it, which nobody can note.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nats.errors
+import orjson
+import structlog
+
+from processor import jetstream, subjects
+from processor.bus import Bus
+from processor.jetstream import JetStreamError, JetStreamUnavailable
+
+_WRITE_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBackAt:
+    """Delivery number `delivery` was handed back; `deaths` deliveries before it were not."""
+
+    delivery: int = 0
+    deaths: int = 0
+
+    def deaths_before(self, delivery: int) -> int:
+        """How many workers had died when the request was delivered for the `delivery`th time."""
+        return self.deaths + max(0, delivery - 1 - self.delivery)
+
+
+async def deaths(bus: Bus, request_id: str, delivery: int) -> int:
+    """How many workers died with the request before this delivery.
+
+    Raises:
+        JetStreamUnavailable: the broker does not answer.
+    """
+    if delivery == 1:
+        return 0
+    note = await jetstream.last_message(bus.nc, subjects.STATE, subjects.handed_back(request_id))
+    return (HandedBackAt(**orjson.loads(note.body)) if note else HandedBackAt()).deaths_before(delivery)
+
+
+async def note(bus: Bus, request_id: str, delivery: int) -> None:
+    """Write down that this delivery is being handed back. Where that fails, it will count as a death."""
+    try:
+        body = orjson.dumps({"delivery": delivery, "deaths": await deaths(bus, request_id, delivery)})
+        headers = {"Nats-Msg-Id": f"{request_id}:handback:{delivery}"}
+        await jetstream.publish(bus, subjects.handed_back(request_id), body, headers, timeout_s=_WRITE_S)
+    except (JetStreamUnavailable, JetStreamError, nats.errors.Error) as error:
+        log.warning("hand-back not noted", id=request_id, error=repr(error))

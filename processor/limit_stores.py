@@ -1,0 +1,372 @@
+"""Where the used part of limits is kept: in this process, in NATS by compare and set, in Redis by one script."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Protocol
+
+import nats.errors
+import orjson
+import structlog
+
+from processor import jetstream, subjects
+from processor.bucket import (
+    GUARD_S,
+    Admit,
+    Denied,
+    Hold,
+    Op,
+    Record,
+    Result,
+    Settle,
+    State,
+    Told,
+    Window,
+    apply,
+    kept_ms,
+    slot_ms,
+)
+from processor.bus import Bus, MessageTooLarge
+from processor.jetstream import JetStreamError, JetStreamUnavailable
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+TRY_S = 1.0
+"""For one answer of NATS, or of Redis."""
+GIVE_UP_S = 3.0
+PAUSE_S = 0.05
+LOOK_FIRST_S = 1.0
+"""For how long after a conflict a replica reads before it writes."""
+MAX_WRITERS = 64
+"""Replicas that a document remembers the last change of, so that a lost answer is not taken for a lost change."""
+_SOMEBODY_WAS_FASTER = {10071, 10164}
+
+log = structlog.get_logger(__name__)
+
+Clock = Callable[[], float]
+"""Unix seconds."""
+
+
+class StoreUnavailable(Exception):
+    """The store does not answer; what it was asked may have been done or not."""
+
+
+class StateLost(Exception):
+    """The store answers, but has forgotten what this replica told it: nothing was done."""
+
+
+class LimitStore(Protocol):
+    """Applies operations, in order and all at once, to what is known of a provider's limits.
+
+    Raises:
+        StoreUnavailable: use another one.
+        StateLost: tell it what it has to know, and ask again.
+    """
+
+    name: str
+
+    async def run(self, provider: str, ops: Sequence[Op]) -> list[Result]: ...
+
+
+def steady_clock() -> Clock:
+    """Unix seconds that no setting of the system's clock moves: read once, then counted on."""
+    start = time.time() - time.monotonic()
+    return lambda: start + time.monotonic()
+
+
+@dataclass(slots=True)
+class Ahead:
+    """A clock that keeps up with the newest time it meets, and goes on from there at its own pace."""
+
+    clock: Clock
+    by_s: float = 0.0
+
+    def now(self, state: State) -> float:
+        reading = self.clock()
+        self.by_s = max(self.by_s, state.newest_ms / 1000 - reading)
+        return reading + self.by_s
+
+
+class MemoryStore:
+    """This process's own count."""
+
+    name = "this process alone"
+
+    def __init__(self, clock: Clock) -> None:
+        self._time = Ahead(clock)
+        self._states: dict[str, State] = {}
+
+    async def run(self, provider: str, ops: Sequence[Op]) -> list[Result]:
+        state = self._states.setdefault(provider, State())
+        now = self._time.now(state)
+        return [apply(state, op, now) for op in ops]
+
+
+@dataclass(slots=True)
+class Document:
+    """A provider's state as it stands in the stream.
+
+    `birth` is new wherever a document is written that no other precedes. `writers` has the number of each replica's
+    last change.
+    """
+
+    birth: str
+    state: State = field(default_factory=State)
+    writers: dict[str, int] = field(default_factory=dict)
+
+    def changed_by(self, writer: str, number: int) -> Document:
+        """A copy to change."""
+        others = {name: last for name, last in self.writers.items() if name != writer}
+        recent = dict(list(others.items())[-(MAX_WRITERS - 1) :])
+        return Document(self.birth, self.state.copy(), recent | {writer: number})
+
+    def encode(self) -> bytes:
+        return orjson.dumps({"birth": self.birth, "writers": self.writers, "state": encode_state(self.state)})
+
+    @classmethod
+    def decode(cls, body: bytes) -> Document:
+        """Raises ValueError, KeyError or TypeError for what is no such document."""
+        fields = orjson.loads(body)
+        return cls(str(fields["birth"]), decode_state(fields["state"]), dict(fields["writers"]))
+
+
+def encode_state(state: State) -> dict[str, Any]:
+    """Compact JSON: slots as first number, amount, then distance and amount of each that follows."""
+    windows = []
+    for (scope, metric), window in state.windows.items():
+        row: list[Any] = [scope, metric]
+        last = 0
+        for slot, amount in window.slots.items():
+            row += (slot - last, amount)
+            last = slot
+        windows.append(row)
+    return {
+        "t": state.newest_ms,
+        "w": windows,
+        "h": [[scope, *held] for scope, held in state.holds.items()],
+        "q": [[*place, *told] for place, told in state.told.items()],
+    }
+
+
+def decode_state(fields: Any) -> State:
+    """The state that `encode_state` wrote."""
+    state = State(int(fields["t"]))
+    for scope, metric, *row in fields["w"]:
+        slots = dict(zip(itertools.accumulate(row[::2]), row[1::2], strict=True))
+        state.windows[scope, metric] = Window(metric, slots, sum(slots.values()))
+    state.holds = {scope: (int(until), str(reason)) for scope, until, reason in fields["h"]}
+    state.told = {(scope, metric): (int(left), int(until)) for scope, metric, left, until in fields["q"]}
+    return state
+
+
+def joined(one: State, other: State) -> State:
+    """What is known at least, of two states with a common past: the greater of both, slot by slot."""
+    result = one.copy()
+    result.newest_ms = max(one.newest_ms, other.newest_ms)
+    for (scope, metric), window in other.windows.items():
+        into = result.windows.setdefault((scope, metric), Window(metric))
+        slots = {s: max(into.slots.get(s, 0), window.slots.get(s, 0)) for s in into.slots.keys() | window.slots.keys()}
+        into.slots, into.used = dict(sorted(slots.items())), sum(slots.values())
+    for held, (until, reason) in other.holds.items():
+        result.holds[held] = max(result.holds.get(held, (0, "")), (until, reason))
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The document at stream sequence `seq`; 0 where there is none yet."""
+
+    document: Document
+    seq: int
+
+
+class NatsStore:
+    """One document a provider in LLM_STATE, changed by compare and set.
+
+    The last known document is kept, so that a change that nobody contends costs one round trip, and a stream that
+    came back empty goes on from there.
+    """
+
+    name = "NATS"
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._bus = bus
+        self._time = Ahead(clock)
+        self._writer = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+        self._known: dict[str, _Known] = {}
+        self._look_first_until: dict[str, float] = {}
+        self._owed: dict[str, State] = {}
+        """What was known of a document that was lost, until it is written into the one that took its place."""
+
+    async def run(self, provider: str, ops: Sequence[Op]) -> list[Result]:
+        try:
+            return await self._run(provider, ops, asyncio.get_running_loop().time() + GIVE_UP_S)
+        except (nats.errors.Error, OSError, JetStreamError, JetStreamUnavailable, MessageTooLarge) as error:
+            raise StoreUnavailable(f"NATS: {error}") from error
+
+    async def _run(self, provider: str, ops: Sequence[Op], deadline: float) -> list[Result]:
+        number, loop = next(self._numbers), asyncio.get_running_loop()
+        known, is_fresh = self._known.get(provider), False
+        # Where others write too, whoever wrote last would know the document best and win again and again.
+        if known is None or loop.time() < self._look_first_until.get(provider, 0.0):
+            known, is_fresh = await self._load(provider, known, deadline), True
+        while True:
+            draft = known.document.changed_by(self._writer, number)
+            now = self._time.now(draft.state)
+            results = [apply(draft.state, op, now) for op in ops]
+            if not all(isinstance(result, Denied) for result in results):
+                known = await self._write(provider, known, draft, deadline)
+                if known.document.writers.get(self._writer) == number:
+                    return results
+                self._look_first_until[provider] = loop.time() + LOOK_FIRST_S
+            elif is_fresh:  # there is nothing to write
+                return results
+            else:
+                known = await self._load(provider, known, deadline)
+            is_fresh = True
+
+    async def _write(self, provider: str, known: _Known, draft: Document, deadline: float) -> _Known:
+        """Put `draft` in place of `known`; returns it, or what somebody else wrote first.
+
+        A try without an answer is looked for, and sent again unchanged where nothing has changed: whichever copy
+        comes first counts, and the server refuses the other.
+        """
+        subject, body = subjects.limits_state(provider), draft.encode()
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(known.seq)}
+        self._bus.check_size(body, headers)
+        pause_s = PAUSE_S
+        while True:
+            fields: Any = None
+            if self._bus.nc.is_connected:  # nats-py would keep it back, and send it who knows when
+                try:
+                    answer = await self._bus.nc.request(subject, body, timeout=TRY_S, headers=headers)
+                    fields = orjson.loads(answer.data)
+                except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
+                    fields = None
+            if fields is not None and "error" not in fields:
+                self._owed.pop(provider, None)
+                return self._keep(provider, _Known(draft, int(fields["seq"])))
+            if fields is not None and int(fields["error"].get("err_code", 0)) not in _SOMEBODY_WAS_FASTER:
+                raise StoreUnavailable(f"NATS refuses the limits: {fields['error'].get('description')}")
+            seen = await self._load(provider, known, deadline)
+            if seen.seq == known.seq:
+                pause_s = await _pause(pause_s, deadline)
+            elif asyncio.get_running_loop().time() < deadline:
+                return seen
+            else:
+                raise StoreUnavailable(f"NATS: other replicas were faster for {GIVE_UP_S:g} s")
+
+    async def _load(self, provider: str, known: _Known | None, deadline: float) -> _Known:
+        """The document as it stands now, with what this replica knows and a lost one has forgotten."""
+        subject, pause_s = subjects.limits_state(provider), PAUSE_S
+        while True:
+            try:
+                if not self._bus.nc.is_connected:
+                    raise JetStreamUnavailable("not connected")
+                message = await jetstream.last_message(self._bus.nc, subjects.STATE, subject, timeout_s=TRY_S)
+                break
+            except JetStreamUnavailable as error:
+                pause_s = await _pause(pause_s, deadline, error)
+        document = None
+        if message is not None:
+            try:
+                document = Document.decode(message.body)
+            except (ValueError, KeyError, TypeError) as error:
+                log.error("limits: a document that cannot be read is replaced", subject=subject, error=repr(error))
+        seq = message.seq if message is not None else 0
+        if document is None:
+            document = Document(secrets.token_hex(4), known.document.state if known is not None else State())
+        elif known is not None and document.birth != known.document.birth:
+            self._owed[provider] = known.document.state
+        if (owed := self._owed.get(provider)) is not None:
+            document.state = joined(document.state, owed)
+        return self._keep(provider, _Known(document, seq))
+
+    def _keep(self, provider: str, known: _Known) -> _Known:
+        self._known[provider] = known
+        return known
+
+
+async def _pause(pause_s: float, deadline: float, why: Exception | None = None) -> float:
+    """Wait about so long before the next try; returns how long the wait after that is."""
+    if asyncio.get_running_loop().time() + pause_s > deadline:
+        raise StoreUnavailable(f"NATS: {why or 'no answer'} for {GIVE_UP_S:g} s") from why
+    await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+    return min(2 * pause_s, TRY_S)
+
+
+class RedisStore:
+    """One JSON document a provider, changed by a script: one round trip, the server's clock, no races.
+
+    Retries of the client are turned off: a script that is sent twice would count twice. `clock` is for tests, in place
+    of the server's.
+    """
+
+    name = "Redis"
+
+    def __init__(self, client: Redis, *, clock: Clock | None = None) -> None:
+        # Imported by whoever has a Redis: it takes 7 MB and 0.14 s.
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
+
+        client.set_retry(Retry(NoBackoff(), 0))
+        self._errors = (RedisError, OSError, ValueError)
+        self._clock = clock
+        self._script = client.register_script(files("processor").joinpath("limits.lua").read_text("utf-8"))
+        self._births: dict[str, str] = {}
+
+    async def run(self, provider: str, ops: Sequence[Op]) -> list[Result]:
+        never = [op.never() if isinstance(op, Admit) else None for op in ops]
+        asked = [op for op, no in zip(ops, never, strict=True) if no is None]
+        now = "" if self._clock is None else str(round(self._clock() * 1000))
+        args: list[bytes | str | int] = [
+            orjson.dumps([_for_script(op) for op in asked]),
+            self._births.get(provider, ""),
+            secrets.token_hex(4),
+            round(GUARD_S * 1000),
+            now,
+        ]
+        try:
+            async with asyncio.timeout(TRY_S):
+                reply = orjson.loads(await self._script([f"sidecar:limits:{provider}"], args))
+        except self._errors as error:
+            raise StoreUnavailable(f"Redis: {str(error) or 'no answer'}") from error
+        if not reply:
+            del self._births[provider]
+            raise StateLost(f"Redis has forgotten the limits of {provider}")
+        if asked:
+            self._births[provider] = reply[0]
+        rows = iter(reply[1])
+        return [_from_script(op, next(rows)) if no is None else no for op, no in zip(ops, never, strict=True)]
+
+
+def _for_script(op: Op) -> list[Any]:
+    match op:
+        case Admit(limits):
+            demands = [
+                (d.scope, d.metric, d.amount, -1 if d.cap is None else d.cap, slot_ms(d.metric), kept_ms(d.metric))
+                for d in op.demands()
+            ]
+            return ["admit", list(limits), demands]
+        case Settle() | Record():
+            return ["record", [(*entry, slot_ms(entry.metric), kept_ms(entry.metric)) for entry in op.entries()]]
+        case Hold(scope):
+            return ["hold", scope, op.for_ms, op.reason[:200]]
+        case Told(scope, metric):
+            return ["told", scope, metric, op.left, op.for_ms]
+
+
+def _from_script(op: Op, row: list[Any] | None) -> Result:
+    if row is None or not isinstance(op, Admit):
+        return None
+    return op.granted(row[0]) if len(row) == 1 else op.denied(*row)

@@ -1,0 +1,163 @@
+-- One provider's limits in Redis, changed by a whole batch at once: what `apply` of processor/bucket.py does.
+-- KEYS[1] the document
+-- ARGV[1] operations; [2] the document's birth as the caller knows it, or ""; [3] a name for a new birth; [4] guard, ms;
+--         [5] now, ms, or "" for the server's time (tests only)
+-- The answer is JSON: {birth, results}, or {} where the document that the caller knows is lost.
+
+local ops = cjson.decode(ARGV[1])
+local raw = redis.call('GET', KEYS[1])
+local doc = raw and cjson.decode(raw) or {birth = ARGV[3], newest = 0, windows = {}, holds = {}, told = {}}
+if ARGV[2] ~= '' and doc.birth ~= ARGV[2] then
+  return '{}'
+end
+
+local now = tonumber(ARGV[5])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+now = math.max(now, doc.newest)
+doc.newest = now
+local guard = tonumber(ARGV[4])
+
+-- A window: {width of a slot, how long a slot counts after its end, {slot, amount, slot, amount ...}}, oldest first.
+local function ends(window, slot)
+  return (slot + 1) * window[1] + window[2]
+end
+
+local function used(window)
+  local sum = 0
+  for i = 2, #window[3], 2 do
+    sum = sum + window[3][i]
+  end
+  return sum
+end
+
+local function add(place, width, kept, at, amount)
+  local window = doc.windows[place] or {width, kept, {}}
+  local slots = window[3]
+  local slot = math.floor(math.min(at, now + guard) / width)
+  if ends(window, slot) <= now then
+    return
+  end
+  local i = #slots - 1
+  while i > 0 and slots[i] > slot do
+    i = i - 2
+  end
+  if i < 1 or slots[i] ~= slot then
+    i = i < 1 and 1 or i + 2
+    table.insert(slots, i, 0)
+    table.insert(slots, i, slot)
+  end
+  slots[i + 1] = math.max(0, slots[i + 1] + amount)
+  if slots[i + 1] == 0 then
+    table.remove(slots, i)
+    table.remove(slots, i)
+  end
+  doc.windows[place] = #slots > 0 and window or nil
+end
+
+local function free_at(window, amount, cap)
+  local sum, at, slots = used(window), 0, window[3]
+  for i = 1, #slots, 2 do
+    if sum + amount <= cap then
+      break
+    end
+    sum = sum - slots[i + 1]
+    at = ends(window, slots[i])
+  end
+  return at
+end
+
+-- op: {"admit", scopes, {{scope, metric, amount, cap or -1, width, kept} ...}}
+local function admit(op)
+  local longest = {now, '', '', ''}
+  local function consider(at, scope, cause, detail)
+    if at > longest[1] then
+      longest = {at, scope, cause, detail}
+    end
+  end
+  for _, scope in ipairs(op[2]) do
+    local held = doc.holds[scope]
+    if held then
+      consider(held[1], scope, 'held', held[2])
+    end
+  end
+  for _, d in ipairs(op[3]) do
+    local place = d[1] .. '|' .. d[2]
+    local told, window = doc.told[place], doc.windows[place]
+    if told and d[3] > told[1] then
+      consider(told[2], d[1], 'told', d[2])
+    end
+    if d[3] > 0 and d[4] >= 0 and window then
+      consider(free_at(window, d[3], d[4]), d[1], 'used', d[2])
+    end
+  end
+  if longest[1] > now then
+    return {longest[1] - now, longest[2], longest[3], longest[4]}
+  end
+  for _, d in ipairs(op[3]) do
+    local place = d[1] .. '|' .. d[2]
+    if d[3] > 0 and d[4] >= 0 then
+      add(place, d[5], d[6], now, d[3])
+    end
+    local told = doc.told[place]
+    if told then
+      told[1] = told[1] - d[3]
+    end
+  end
+  return {now}
+end
+
+local live = now
+for place, window in pairs(doc.windows) do
+  local kept, slots = {}, window[3]
+  for i = 1, #slots, 2 do
+    if ends(window, slots[i]) > now then
+      kept[#kept + 1] = slots[i]
+      kept[#kept + 1] = slots[i + 1]
+    end
+  end
+  window[3] = kept
+  doc.windows[place] = #kept > 0 and window or nil
+end
+for scope, held in pairs(doc.holds) do
+  doc.holds[scope] = held[1] > now and held or nil
+end
+for place, told in pairs(doc.told) do
+  doc.told[place] = told[2] > now and told or nil
+end
+
+local results = {}
+for i, op in ipairs(ops) do
+  results[i] = cjson.null
+  if op[1] == 'admit' then
+    results[i] = admit(op)
+  elseif op[1] == 'record' then
+    for _, e in ipairs(op[2]) do
+      add(e[1] .. '|' .. e[2], e[5], e[6], e[3], e[4])
+    end
+  elseif op[1] == 'hold' then
+    local held = doc.holds[op[2]]
+    if op[3] > 0 and (not held or now + op[3] > held[1]) then
+      doc.holds[op[2]] = {now + op[3], op[4]}
+    end
+  else
+    doc.told[op[2] .. '|' .. op[3]] = {op[4], now + op[5]}
+  end
+end
+
+if #ops == 0 then
+  return cjson.encode({doc.birth, {}})
+end
+for _, window in pairs(doc.windows) do
+  live = math.max(live, ends(window, window[3][#window[3] - 1]))
+end
+for _, held in pairs(doc.holds) do
+  live = math.max(live, held[1])
+end
+for _, told in pairs(doc.told) do
+  live = math.max(live, told[2])
+end
+redis.call('SET', KEYS[1], cjson.encode(doc), 'PX', math.max(60000, live - now))
+return cjson.encode({doc.birth, results})

@@ -1,0 +1,331 @@
+"""Reserve, settle and refund what vendors' limits allow, in the best store that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from processor.bucket import (
+    GUARD_S,
+    LONGEST_HOLD_S,
+    METRICS,
+    WINDOW_S,
+    Admit,
+    Denied,
+    Entry,
+    Granted,
+    Hold,
+    Metric,
+    Need,
+    Op,
+    Record,
+    Result,
+    Scope,
+    Settle,
+    Told,
+    kept_ms,
+    slot_ms,
+)
+from processor.catalog import Catalog, CatalogModel
+from processor.catalog import Limits as LimitsTable
+from processor.limit_stores import LimitStore, MemoryStore, StateLost, StoreUnavailable, steady_clock
+from processor.tasks import OwnedTasks
+from providers.base import Quota
+
+RETRY_S = 5.0
+"""How often a better store that failed is asked again."""
+MAX_WAITING = 1_000
+"""Operations of one provider that wait for its store."""
+MAX_BATCH = 256
+OVERLOADED_WAIT_S = 1.0
+CLOSE_S = 5.0
+_NOBODY = "_"
+"""No provider's name: what is asked of a store to see whether it answers."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Reservation:
+    """What a request holds of its limits until it is settled, or its windows have passed."""
+
+    provider: str
+    granted: Granted
+    number: int
+    expires: float
+    """In seconds of the monotonic clock."""
+    settled: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """Amounts by slot, positive or negative, that this replica has to tell a store; bounded, as windows pass."""
+
+    amounts: dict[tuple[Scope, Metric, int], int] = field(default_factory=dict)
+    _look_at: int = 64
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        for scope, metric, at_ms, amount in entries:
+            place = (scope, metric, at_ms - at_ms % slot_ms(metric))
+            self.amounts[place] = self.amounts.get(place, 0) + amount
+        if entries and len(self.amounts) > self._look_at:
+            now_ms = max(entry.at_ms for entry in entries)
+            self.amounts = {
+                (scope, metric, at): amount
+                for (scope, metric, at), amount in self.amounts.items()
+                if at + slot_ms(metric) + kept_ms(metric) > now_ms and amount
+            }
+            self._look_at = 2 * len(self.amounts) + 64
+
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(Entry(*place, amount) for place, amount in self.amounts.items() if amount)
+
+    def copy(self) -> Tally:
+        return Tally(dict(self.amounts))
+
+
+@dataclass(eq=False, slots=True)
+class Account:
+    """One provider's operations that wait, and what each store has yet to hear of those done elsewhere."""
+
+    provider: str
+    missing: list[Tally]
+    waiting: deque[tuple[Op, asyncio.Future[Result] | None]] = field(default_factory=deque)
+    running: bool = False
+    own: Tally = field(default_factory=Tally)
+    """All that this replica was granted in the last windows, as it was settled."""
+    holds: dict[Scope, tuple[float, Hold]] = field(default_factory=dict)
+    """Until when, by the monotonic clock."""
+    used: int = -1
+    """The store that was used last."""
+    limited: bool = True
+
+    def before(self, index: int) -> list[Op]:
+        """What store `index` has to hear first."""
+        ops: list[Op] = []
+        if entries := self.missing[index].entries():
+            ops.append(Record(entries))
+        if index != self.used:
+            now = time.monotonic()
+            self.holds = {scope: held for scope, held in self.holds.items() if held[0] > now}
+            ops += [Hold(hold.scope, until - now, hold.reason) for until, hold in self.holds.values()]
+        return ops
+
+    def done(self, index: int, ops: Sequence[Op], results: Sequence[Result], unsure: set[int]) -> None:
+        """Store `index` did `ops`. Those in `unsure` may have done them too, before they failed."""
+        entries: list[Entry] = []
+        for op, result in zip(ops, results, strict=True):
+            if isinstance(op, Settle):
+                entries += op.entries()
+            elif isinstance(result, Granted):
+                entries += result.entries()
+        self.used = index
+        self.missing[index] = Tally()
+        self.own.add(entries)
+        for other, tally in enumerate(self.missing):
+            if other != index:
+                tally.add([e for e in entries if e.amount > 0] if other in unsure else entries)
+
+    def failed(self, index: int) -> None:
+        """Whether it heard what it was told is unknown: nothing may be given back to it twice."""
+        kept = {place: amount for place, amount in self.missing[index].amounts.items() if amount > 0}
+        self.missing[index] = Tally(kept)
+
+
+class Limits:
+    """The limits of all providers, for one replica.
+
+    `stores` come in order of preference; the last resort is this process's memory. Operations of one provider keep
+    their order, and those that arrive while a store is asked go together in its next call.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        stores: Sequence[LimitStore],
+        *,
+        buffer: float,
+        on_degraded: Callable[[str], None],
+        on_recovered: Callable[[str], None],
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._stores: list[LimitStore] = [*stores, MemoryStore(steady_clock())]
+        self._current = 0
+        self._share = 1.0 - buffer
+        self._on_degraded = on_degraded
+        self._on_recovered = on_recovered
+        self._retry_s = retry_s
+        self._provider_limits = {name: _limits(table) for name, table in catalog.limits.items()}
+        self._limited = {name for name, limits in self._provider_limits.items() if limits}
+        self._limited |= {model.provider for model in catalog.models.values() if _limits(model.limits)}
+        self._accounts: dict[str, Account] = {}
+        self._open: dict[int, Reservation] = {}
+        self._look_at = 64
+        self._numbers = itertools.count()
+        self._calls = OwnedTasks()
+        self._retries = OwnedTasks()
+
+    @property
+    def outstanding(self) -> int:
+        """Reservations neither settled nor expired."""
+        now = time.monotonic()
+        self._open = {n: held for n, held in self._open.items() if held.expires > now}
+        return len(self._open)
+
+    async def reserve(self, model: CatalogModel, need: Need, *, critical: bool) -> Reservation | Denied:
+        """Take `need` of the limits of the model and of its provider, all or nothing.
+
+        A caller that is cancelled meanwhile holds nothing.
+        """
+        limits = {"": self._provider_limits.get(model.provider, {}), model.alias: _limits(model.limits)}
+        account = self._account(model.provider)
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        if not self._enqueue(account, Admit(limits, need, 1.0 if critical else self._share), future):
+            return Denied(OVERLOADED_WAIT_S, "", "too many requests ask for its limits at once")
+        try:
+            result = await future
+        except asyncio.CancelledError:
+            if not future.cancelled() and future.exception() is None:
+                self._give_back(account, future.result())
+            raise
+        if isinstance(result, Denied):
+            return result
+        assert isinstance(result, Granted)
+        return self._reserved(model.provider, result)
+
+    def settle(self, reservation: Reservation, actual: Need | None) -> None:
+        """Put the real usage in place of the estimate; None gives all back. A second time does nothing."""
+        if reservation.settled:
+            return
+        reservation.settled = True
+        self._open.pop(reservation.number, None)
+        self._tell(reservation.provider, Settle(reservation.granted, actual))
+
+    def hold(self, model: CatalogModel, for_s: float, *, whole_provider: bool, reason: str) -> None:
+        """Admit nobody to the model, or to its whole provider, for `for_s` seconds."""
+        hold = Hold("" if whole_provider else model.alias, for_s, reason)
+        held = self._account(model.provider).holds
+        until = time.monotonic() + min(for_s, LONGEST_HOLD_S)
+        if until > held.get(hold.scope, (0.0, hold))[0]:
+            held[hold.scope] = (until, hold)
+        self._tell(model.provider, hold)
+
+    def tell(self, model: CatalogModel, told: Sequence[Quota]) -> None:
+        """What the vendor's headers say is left to the model: vendors count each model by itself."""
+        for quota in told:
+            self._tell(model.provider, Told(model.alias, quota.metric, quota.remaining, quota.reset_s))
+
+    async def close(self) -> None:
+        """Write what was told, for at most `CLOSE_S` seconds, and end all tasks."""
+        await self._retries.cancel()
+        await self._calls.join(CLOSE_S)
+        await self._calls.cancel()
+        await self._retries.cancel()
+
+    def _account(self, provider: str) -> Account:
+        if (account := self._accounts.get(provider)) is None:
+            account = Account(provider, [Tally() for _ in self._stores], limited=provider in self._limited)
+            self._accounts[provider] = account
+        return account
+
+    def _reserved(self, provider: str, granted: Granted) -> Reservation:
+        longest = max((WINDOW_S[metric] for _, metric in granted.taken), default=WINDOW_S["rpm"])
+        expires = time.monotonic() + longest + GUARD_S
+        reservation = Reservation(provider, granted, next(self._numbers), expires)
+        self._open[reservation.number] = reservation
+        if len(self._open) > self._look_at:
+            self._look_at = 2 * self.outstanding + 64
+        return reservation
+
+    def _give_back(self, account: Account, result: Result) -> None:
+        if isinstance(result, Granted):
+            self._tell(account.provider, Settle(result, None))
+
+    def _tell(self, provider: str, op: Settle | Hold | Told) -> None:
+        if isinstance(op, Settle) and not op.entries():
+            return
+        if not self._enqueue(self._account(provider), op, None):
+            # What is taken and never given back goes when its window passes.
+            log.warning("limits: too many operations wait", provider=provider, dropped=type(op).__name__)
+
+    def _enqueue(self, account: Account, op: Op, future: asyncio.Future[Result] | None) -> bool:
+        if len(account.waiting) >= MAX_WAITING:
+            return False
+        account.waiting.append((op, future))
+        if not account.running:
+            account.running = True
+            self._calls.start(self._work_off(account))
+        return True
+
+    async def _work_off(self, account: Account) -> None:
+        """Run what waits, batch by batch, until nothing does."""
+        batch: list[tuple[Op, asyncio.Future[Result] | None]] = []
+        try:
+            while account.waiting:
+                taken = [account.waiting.popleft() for _ in range(min(len(account.waiting), MAX_BATCH))]
+                batch = [(op, future) for op, future in taken if future is None or not future.done()]
+                results = await self._run(account, [op for op, _ in batch])
+                for (_, future), result in zip(batch, results, strict=True):
+                    if future is None:
+                        continue
+                    if future.done():  # its caller was cancelled meanwhile
+                        self._give_back(account, result)
+                    else:
+                        future.set_result(result)
+        except BaseException as error:
+            for _, future in (*batch, *account.waiting):
+                if future is not None and not future.done():
+                    future.set_exception(error) if isinstance(error, Exception) else future.cancel()
+            account.waiting.clear()
+            raise
+        finally:
+            account.running = False
+
+    async def _run(self, account: Account, ops: Sequence[Op]) -> Sequence[Result]:
+        unsure: set[int] = set()
+        while True:
+            index = self._current if account.limited else len(self._stores) - 1
+            first = account.before(index)
+            try:
+                results = await self._stores[index].run(account.provider, [*first, *ops])
+            except StateLost:
+                account.missing[index] = account.own.copy()
+                account.used = -1
+            except StoreUnavailable as error:
+                unsure.add(index)
+                account.failed(index)
+                self._degrade(index, str(error))
+            else:
+                account.done(index, ops, results[len(first) :], unsure)
+                return results[len(first) :]
+
+    def _degrade(self, index: int, why: str) -> None:
+        if self._current != index:  # another provider's call found out first
+            return
+        self._current = index + 1
+        self._on_degraded(f"limits are counted in {self._stores[self._current].name}: {why}")
+        if not self._retries:
+            self._retries.start(self._look_again())
+
+    async def _look_again(self) -> None:
+        """Ask the better stores until the best one answers."""
+        while self._current:
+            await asyncio.sleep(self._retry_s)
+            for index in range(self._current):
+                try:
+                    await self._stores[index].run(_NOBODY, [])
+                except StoreUnavailable:
+                    continue
+                self._current = index
+                self._on_recovered(f"limits are counted in {self._stores[index].name} again")
+                break
+
+
+def _limits(table: LimitsTable) -> Mapping[Metric, int]:
+    return {metric: limit for metric in METRICS if (limit := getattr(table, metric)) is not None}

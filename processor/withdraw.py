@@ -1,0 +1,128 @@
+"""Ends requests that nobody works on: cancelled while they are queued, or still queued at their deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Final
+
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from processor import jetstream, subjects
+from processor.accept import reply_subject
+from processor.audit import AuditError, AuditLog, Ended
+from processor.bus import Bus
+from processor.errors import ErrorType, RequestError
+from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage
+from processor.messages import asks_for_stream, tenant_of
+from processor.replies import Ending, Probes, Replies
+from processor.subjects import AuditEvent, Priority
+from processor.tasks import OwnedTasks
+
+GRACE_S: Final = 1.0
+"""A worker that has the request is told too, and is faster."""
+MAX_WATCHED: Final = 10_000
+"""Requests looked at later; one more is answered when its turn comes."""
+_EVENTS: Final = {ErrorType.CANCELLED: AuditEvent.CANCELLED, ErrorType.DEADLINE_EXCEEDED: AuditEvent.EXPIRED}
+
+log = structlog.get_logger(__name__)
+
+
+class Withdrawals:
+    """Takes requests out of the queue. All replicas share the cancels; each minds the deadlines of its own asks."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        replies: Replies,
+        probes: Probes,
+        audit: AuditLog,
+        *,
+        replica: str,
+        prefixes: tuple[str, ...],
+    ) -> None:
+        self._bus = bus
+        self._replies = replies
+        self._probes = probes
+        self._audit = audit
+        self._replica = replica
+        self._prefixes = prefixes
+        self._sub: Subscription | None = None
+        self._watching = OwnedTasks()
+
+    async def start(self) -> None:
+        self._sub = await self._bus.nc.subscribe("llm.cancel.*", subjects.QUEUE_GROUP, cb=self._on_cancel)
+
+    async def stop(self) -> None:
+        """Watch no more. A request that is still queued is answered when its turn comes."""
+        if self._sub is not None:
+            await self._bus.leave(self._sub)
+        await self._watching.cancel()
+
+    async def abandon(self) -> None:
+        """End what still runs, at once."""
+        await self._watching.cancel()
+
+    async def _on_cancel(self, msg: Msg) -> None:
+        self._later(
+            msg.subject.rpartition(".")[2], GRACE_S, RequestError(ErrorType.CANCELLED, "cancelled by the client")
+        )
+
+    def at_deadline(self, request_id: str, left_s: float) -> None:
+        """End the request if it is still queued when its deadline has passed."""
+        expired = RequestError(ErrorType.DEADLINE_EXCEEDED, "the deadline passed while it was queued")
+        self._later(request_id, left_s + GRACE_S, expired)
+
+    def _later(self, request_id: str, delay_s: float, why: RequestError) -> None:
+        if subjects.is_request_id(request_id) and len(self._watching) < MAX_WATCHED:
+            self._watching.start(self._withdraw(request_id, delay_s, why))
+
+    async def _withdraw(self, request_id: str, delay_s: float, why: RequestError) -> None:
+        await asyncio.sleep(delay_s)
+        try:
+            if await self._replies.ending(request_id) is None:
+                for priority in Priority:
+                    subject = subjects.enqueue(priority, request_id)
+                    queued = await jetstream.last_message(self._bus.nc, subjects.REQUESTS, subject)
+                    if queued is not None:
+                        await self._end(request_id, priority, queued, why)
+        except (JetStreamError, JetStreamUnavailable, nats.errors.Error) as error:
+            log.warning("not withdrawn; it is answered when its turn comes", id=request_id, error=repr(error))
+
+    async def _end(self, request_id: str, priority: Priority, queued: StoredMessage, why: RequestError) -> None:
+        """As a worker ends it: the ending is stored first, then the rest."""
+        ending = Ending.refusal(request_id, why)
+        if not await self._replies.store(request_id, ending):
+            return  # somebody was faster, and does the rest
+        await jetstream.call(
+            self._bus.nc, f"STREAM.PURGE.{subjects.REQUESTS}", {"filter": subjects.enqueue(priority, request_id)}
+        )
+        await self._audit.write(
+            Ended(
+                id=request_id,
+                at=datetime.now(UTC),
+                replica=self._replica,
+                priority=priority,
+                tenant=tenant_of(queued.body),
+                delivery=0,
+                event=_EVENTS[why.type],
+                attempts=0,
+                error=AuditError(kind=why.type, message=why.message),
+            )
+        )
+        await self._tell(request_id, queued, ending)
+
+    async def _tell(self, request_id: str, queued: StoredMessage, ending: Ending) -> None:
+        try:
+            place = reply_subject(request_id, queued.headers, self._prefixes)
+        except RequestError:
+            return  # a worker would have refused it: there is no place to tell
+        streamed = asks_for_stream(queued.body)
+        if place == subjects.reply(request_id):
+            if streamed:
+                await self._bus.publish(place, b"")
+        elif place is not None:
+            await self._probes.deliver(place, ending, sentinel=streamed)

@@ -1,0 +1,87 @@
+"""Estimates before a call: from the size first, from experience then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from processor.estimate import KEPT_CALLS, KNOWN_AFTER, RATIO_BOUNDS, Learned, base_tokens
+from processor.messages import Request, decode_request
+
+
+def request(content: Any = "hello", **fields: Any) -> Request:
+    return decode_request(orjson.dumps({"messages": [{"role": "user", "content": content}]} | fields))
+
+
+@pytest.mark.parametrize(
+    ("content", "tokens"),
+    [("x" * 400, 104), ("", 4), ("水" * 100, 79), ([{"type": "image", "url": "https://x.y/z.png"}], 1504)],
+)
+def test_a_prompts_size_counts_bytes_images_and_messages(content: Any, tokens: int) -> None:
+    assert base_tokens(request(content or "    ")) == tokens + (0 if content else 1)
+
+
+def test_tools_and_schemas_are_part_of_the_prompt() -> None:
+    tool = {"name": "look", "description": "d" * 400, "parameters": {"type": "object", "properties": {}}}
+    assert base_tokens(request(tools=[tool])) > base_tokens(request()) + 100
+    schema = {"type": "object", "properties": {"x" * 400: {"type": "string"}}}
+    assert (
+        base_tokens(request(response_format={"type": "json_schema", "schema": schema})) > base_tokens(request()) + 100
+    )
+
+
+def test_nothing_is_known_of_a_model_that_was_never_called() -> None:
+    learned = Learned()
+    assert learned.need("haiku", 100, 4096) == (100, 4096)
+    assert learned.first_token_p95("haiku") is None
+
+
+def test_the_estimate_follows_what_the_vendor_counts() -> None:
+    learned = Learned()
+    for _ in range(50):
+        learned.observe("haiku", 100, 130, 10, None)
+    assert learned.need("haiku", 1000, 4096)[0] == 1300
+    assert learned.need("sonnet", 1000, 4096)[0] == 1000
+
+
+def test_a_usual_answers_length_is_taken_in_place_of_max_tokens_and_never_more() -> None:
+    learned = Learned()
+    for n in range(KNOWN_AFTER - 1):
+        learned.observe("haiku", 100, 100, 50 + n, None)
+    assert learned.need("haiku", 100, 4096)[1] == 4096
+    learned.observe("haiku", 100, 100, 900, None)
+    assert learned.need("haiku", 100, 4096)[1] == 68
+    assert learned.need("haiku", 100, 30)[1] == 30
+
+
+def test_the_usual_first_token_is_known_after_twenty() -> None:
+    learned = Learned()
+    for n in range(20):
+        learned.observe("haiku", 100, 100, 50, n / 10)
+    assert learned.first_token_p95("haiku") == 1.8
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**7), st.integers(0, 10**5)), max_size=300))
+def test_whatever_vendors_report_estimates_stay_within_bounds(reports: list[tuple[int, int, int]]) -> None:
+    learned = Learned()
+    for base, reported, output in reports:
+        learned.observe("haiku", base, reported, output, 0.1)
+    low, high = RATIO_BOUNDS
+    tokens, output = learned.need("haiku", 1000, 4096)
+    assert 1000 * low <= tokens <= 1000 * high
+    assert 0 <= output <= 4096
+    assert len(learned._models["haiku"].outputs) <= KEPT_CALLS if reports else True
+
+
+@given(st.floats(0.3, 3.5), st.integers(50, 5000))
+def test_the_ratio_is_found_again_after_the_vendor_changed_its_tokenizer(ratio: float, base: int) -> None:
+    learned = Learned()
+    for _ in range(200):
+        learned.observe("haiku", base, base, 1, None)
+    for _ in range(300):
+        learned.observe("haiku", base, round(base * ratio), 1, None)
+    assert learned.need("haiku", 1000, 1)[0] == pytest.approx(1000 * ratio, rel=0.03)

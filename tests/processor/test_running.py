@@ -1,0 +1,59 @@
+"""A process that serves comes back by itself when nats-py has given its connection up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+from nats.aio.client import Client
+
+from processor import running, service
+from processor.bus import Bus, BusClosed
+from processor.config import Settings
+from providers.scripted import ScriptedProvider
+from tests.conftest import make_settings
+from tests.processor.test_end_to_end import answer
+from tests.talk import ask, body
+from tests.wait import wait_until
+
+
+async def test_a_connection_that_is_lost_for_good_is_built_anew_and_sigterm_still_stops(
+    nc: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vendors = {"anthropic": ScriptedProvider(answer())}
+    monkeypatch.setattr(service, "configured_providers", lambda _: service.Configured(vendors, {}))
+    watch, lives, lose = Bus.watch, 0, asyncio.Event()
+
+    async def watch_until_lost(bus: Bus) -> None:
+        nonlocal lives
+        lives += 1
+        if lives > 1:
+            await watch(bus)
+        await lose.wait()
+        raise BusClosed("as if the server had complained")
+
+    monkeypatch.setattr(Bus, "watch", watch_until_lost)
+    monkeypatch.setattr(running, "START_AGAIN_S", 0.05)
+    monkeypatch.setattr(running, "configure_logging", lambda _: None)  # it would last longer than this test
+    serving = asyncio.create_task(running.serve(_settings(nats_url), embedded=False))
+    await wait_until(lambda: lives == 1)
+    assert (await ask(nc, body()))["response"] == "Hello."
+    lose.set()
+    await wait_until(lambda: lives == 2)
+    assert (await wait_until(lambda: _answered(nc)))["response"] == "Hello."
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(serving, 10) == 0
+    assert capfd.readouterr().err.count("ready on") == 2
+
+
+async def _answered(nc: Client) -> dict[str, object] | None:
+    try:
+        return await ask(nc, body(), timeout=2)
+    except Exception:  # noqa: BLE001  nobody listens yet
+        return None
+
+
+def _settings(url: str) -> Settings:
+    return make_settings(nats_url=url)
