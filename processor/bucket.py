@@ -279,7 +279,7 @@ class State:
         now_ms = self.newest_ms = max(self.newest_ms, math.floor(now * 1000 + 0.001))
         for window in self.windows.values():
             window.forget(now_ms)
-        pass
+        self.windows = {place: window for place, window in self.windows.items() if window.slots}
         self.holds = {scope: held for scope, held in self.holds.items() if held[0] > now_ms}
         self.told = {place: told for place, told in self.told.items() if told[1] > now_ms}
 

@@ -254,10 +254,10 @@ def _confirm(question: str, yes: bool) -> None:
     """Ask on the terminal. No connection may be open: while it waits, nothing else runs."""
     if yes:
         return
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     # The event loop's own reaction to Ctrl-C would come after the answer.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         answer = sys.stdin.readline()
     finally:
         signal.signal(signal.SIGINT, before)
