@@ -75,6 +75,8 @@ async def _findings(settings: Settings, *, serving: bool) -> AsyncIterator[Findi
         yield Finding(name, "off", f"{why}: left out of routing")
     if not configured.providers:
         yield Finding("providers", "bad", "none: set a vendor's key, LOCAL_BASE_URL, or install the extra `local`")
+    if settings.redis_url:
+        yield await _redis(settings.redis_url)
     if settings.nats_url is None:
         yield _binary()
     try:
@@ -92,6 +94,24 @@ def _reached_by(name: str, settings: Settings) -> str:
     if settings.local_base_url:
         return f"{shown(settings.local_base_url)}, model {settings.local_model or 'smollm2-135m'}"
     return "smollm2-135m, embedded (a demo model)"
+
+
+async def _redis(url: str) -> Finding:
+    from redis import RedisError
+
+    from processor.service import redis_client
+
+    try:
+        client = redis_client(url)
+    except ValueError as error:
+        return Finding("redis", "bad", f"REDIS_URL: {error}")
+    try:
+        await client.ping()
+    except (RedisError, OSError) as error:
+        return Finding("redis", "warn", f"{shown(url)}: {error}; limits are shared through NATS meanwhile")
+    finally:
+        await client.aclose()
+    return Finding("redis", "ok", shown(url))
 
 
 def _binary() -> Finding:

@@ -170,7 +170,10 @@ class Probes:
             self._missed[token] = int(number)
 
     async def deliver(self, subject: str, ending: Ending, *, sentinel: bool) -> bool:
-        """Send a final message until somebody hears it, for at most ten seconds: a client may be reconnecting."""
+        """Send a final message until somebody hears it, for at most ten seconds: a client may be reconnecting.
+
+        The empty message that ends a stream follows it at once: nobody would send it after a crash between the two.
+        """
         token = subjects.new_request_id()
         missed = self._waiting[token] = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -179,16 +182,15 @@ class Probes:
             while True:
                 missed.clear()
                 await self._bus.publish(subject, ending.body, ending.headers, reply=self.subject(token))
+                if sentinel:
+                    await self._bus.publish(subject, b"")
                 if not await _happens(missed, _RETRY_S):
-                    break
+                    return True
                 if loop.time() > deadline:
                     return False
                 await asyncio.sleep(_RETRY_S)
         finally:
             del self._waiting[token]
-        if sentinel:
-            await self._bus.publish(subject, b"")
-        return True
 
 
 async def _happens(event: asyncio.Event, timeout_s: float) -> bool:

@@ -7,6 +7,7 @@ drawn from a seed, which a failure names; CHAOS_SEED sets it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -14,6 +15,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import nats.errors
+import orjson
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -25,6 +28,7 @@ from tests.chaos.load import Load
 from tests.chaos.replicas import KEPT_LINES, replicas
 from tests.chaos.servers import one_server, three_servers
 from tests.chaos.vendor import Cut, Delay, Hang, Refuse, ScriptedVendor, during, sometimes
+from tests.conftest import redis_server, short_folder
 from tests.processes import command
 from tests.wait import wait_until
 
@@ -194,4 +198,24 @@ async def test_vendors_that_cut_refuse_and_hang(nc: Client, nats_url: str, seed:
     assert any(message.event == "restarted" for request in load.sent.values() for message in request.heard)
 
 
-# --- Redis killed under load: its test goes here, once REDIS_URL has an effect.
+async def test_redis_killed_under_load_and_back(nc: Client, nats_url: str, seed: int) -> None:
+    rng = random.Random(seed)
+    alerts = await nc.subscribe("llm.alert.*")
+    with short_folder() as folder:
+        async with (
+            loading.client(nats_url) as own,
+            serving(ScriptedVendor()) as vendor,
+            replicas(2, nats_url, vendor, REDIS_URL=f"unix://{folder}/redis"),
+        ):
+            async with under_load(own, rng, asks_end=True) as load:
+                for _ in range(2):
+                    with redis_server(folder):
+                        await sent_more(load, rng.randrange(60, 120))
+                    await sent_more(load, rng.randrange(60, 120))
+            found = await examine(nc, load, vendor, seed)
+    assert all(ending.event == "final" for i in found.replies if (ending := found.ending(i)))
+    told: set[str] = set()
+    with contextlib.suppress(nats.errors.TimeoutError):
+        while True:
+            told.add(orjson.loads((await alerts.next_msg(timeout=0.5)).data)["kind"])
+    assert {"limits", "limits recovered"} <= told

@@ -87,7 +87,7 @@ async def test_8_an_error_has_a_type_a_code_and_a_reason_for_every_model_tried(
     nc: Client, start: StartProcessor
 ) -> None:
     await start({"anthropic": ScriptedProvider([Overloaded("busy", status=529, retry_after_s=9)])}, max_retries=0)
-    answer = await nc.request("llm.request.high", QUESTION, timeout=5)
+    answer = await nc.request("llm.request.high", body(fallback=False), timeout=5)
     error = read(answer)["error"]
     assert (error["type"], error["retry_after_s"]) == ("unavailable", 9)
     assert "haiku: busy (overloaded)" in error["message"]

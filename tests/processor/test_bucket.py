@@ -216,6 +216,41 @@ def test_a_saturated_limit_is_used_to_95_percent_and_never_more(
     assert most_in_a_window(calls, "", metric) <= limits[metric]
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.999])
+def test_wherever_in_its_slot_an_admission_falls_the_next_is_a_window_and_the_guard_later(
+    metric: Metric, part: float
+) -> None:
+    state, admit = State(), Admit({"": {metric: 1}}, Need(1, 1, 1) if metric[0] != "t" else Need(1, 1))
+    slot_s = WINDOW_S[metric] / SLOTS
+    now = START // slot_s * slot_s + part * slot_s
+    assert isinstance(apply(state, admit, now), Granted)
+    denied = apply(state, admit, now)
+    assert isinstance(denied, Denied)
+    assert 0 < denied.wait_s - WINDOW_S[metric] - GUARD_S <= slot_s
+
+
+def test_a_millisecond_is_the_same_millisecond_after_it_was_a_float() -> None:
+    for ms in range(round(START * 1000), round(START * 1000) + 3000):
+        state = State()
+        state.advance(ms / 1000)
+        assert state.newest_ms == ms
+
+
+def test_what_is_recorded_late_takes_its_place_in_time() -> None:
+    state, at_ms = State(), round(START * 1000)
+    for earlier_ms in (0, 40_000, 20_000, 59_000, 1_000):
+        apply(state, Record((Entry("", "rpm", at_ms - earlier_ms, 1),)), START)
+    slots = list(state.windows["", "rpm"].slots)
+    assert slots == sorted(slots)
+    waits = []
+    for limit in (5, 4, 3, 2, 1):
+        denied = apply(state, Admit({"": {"rpm": limit}}, Need()), START)
+        assert isinstance(denied, Denied)
+        waits.append(denied.wait_s)
+    assert waits == pytest.approx([2.75, 21.75, 41.75, 60.75, 61.75])
+
+
 def test_what_is_settled_higher_than_estimated_is_paid_back_by_those_who_follow() -> None:
     walk = Walk()
     granted = walk.admit(Need(1, 100, 50))

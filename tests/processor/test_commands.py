@@ -133,6 +133,12 @@ async def test_check_tells_one_line_each_and_fails_where_something_needed_is_mis
     assert (await command("check", NATS_URL=NOWHERE)).code == 1
 
 
+async def test_check_looks_at_redis_too(url: str, nc: Client, redis_url: str) -> None:
+    for address, state in ((redis_url, "ok"), ("redis://127.0.0.1:1", "warn"), ("nonsense", "bad")):
+        checked = await command("check", NATS_URL=url, REDIS_URL=address, GROQ_API_KEY="gsk-secret")
+        assert [state, "redis"] in [line.split()[:2] for line in checked.out.splitlines()], checked.out
+
+
 async def test_up_without_a_broker_starts_its_own_and_ask_finds_it(tmp_path: Path) -> None:
     async with running("up", NATS_PORT="0", SIDECAR_DATA_DIR=str(tmp_path), GROQ_API_KEY="gsk-secret") as sidecar:
         checked = await command("check", "--serving", NATS_URL=sidecar.url, GROQ_API_KEY="gsk-secret")

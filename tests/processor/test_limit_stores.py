@@ -280,6 +280,7 @@ class Lossy:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self.nc = self
+        self.is_connected = True
         self.asked: list[str] = []
         self.lose: list[str] = []
         self.meanwhile: Callable[[], Any] | None = None
@@ -419,6 +420,32 @@ async def test_what_a_lost_document_knew_is_not_forgotten_when_the_first_try_to_
     assert await used(bus, provider) == 7
 
 
+async def test_what_was_brought_back_can_be_given_back(bus: Bus, provider: str) -> None:
+    store, other = NatsStore(bus, Clock()), NatsStore(bus, Clock())
+    granted = await one(store, provider, Admit(RPM, Need()))
+    assert isinstance(granted, Granted)
+    await jetstream.call(bus.nc, "STREAM.PURGE.LLM_STATE", {"filter": subjects.limits_state(provider)})
+    await one(other, provider, Hold("", 1))
+    await one(store, provider, Hold("", 2))
+    assert await used(bus, provider) == 1
+    await one(other, provider, Settle(granted, None))
+    await one(store, provider, Hold("", 3))
+    assert await used(bus, provider) == 0
+
+
+async def test_without_a_connection_nothing_is_sent_that_would_arrive_later(
+    bus: Bus, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit_stores, "GIVE_UP_S", 0.1)
+    wire, store = lossy(bus)
+    await one(store, provider, Admit(RPM, Need()))
+    wire.asked.clear()
+    wire.is_connected = False
+    with pytest.raises(StoreUnavailable, match="not connected"):
+        await one(store, provider, Admit(RPM, Need()))
+    assert wire.asked == []
+
+
 async def test_a_document_that_cannot_be_read_is_replaced(bus: Bus, provider: str) -> None:
     for body in (b"nonsense", b"{}", orjson.dumps({"birth": "x", "writers": {}, "state": {"t": 0, "w": 5}})):
         await bus.nc.jetstream().publish(subjects.limits_state(provider), body)
@@ -486,6 +513,27 @@ async def test_a_document_in_redis_goes_when_its_windows_have_passed(client: Red
     assert 60_000 <= await client.pttl(f"sidecar:limits:{provider}") <= 61_750
     await one(store, provider, Admit({"": {"rpd": 9}}, Need()))
     assert 86_000_000 <= await client.pttl(f"sidecar:limits:{provider}") <= 86_400_000 + 361_500
+
+
+async def test_a_server_whose_clock_was_set_back_admits_no_more(client: Redis, provider: str) -> None:
+    clock = Clock()
+    store = RedisStore(client, clock=clock)
+    admit = Admit({"": {"rpm": 1}}, Need())
+    assert isinstance(await one(store, provider, admit), Granted)
+    clock.now -= 30
+    denied = await one(store, provider, admit)
+    assert isinstance(denied, Denied)
+    assert denied.wait_s == 61.75
+    await store.run(provider, [Hold("haiku", 5)])
+    clock.now = START + 4
+    held = await one(store, provider, Admit({"haiku": {}}, Need()))
+    assert isinstance(held, Denied)
+    assert held.wait_s == 1.0
+
+
+async def test_to_see_whether_redis_answers_leaves_nothing_there(client: Redis, provider: str) -> None:
+    assert await RedisStore(client).run(provider, []) == []
+    assert await client.exists(f"sidecar:limits:{provider}") == 0
 
 
 async def test_redis_is_asked_once_for_a_whole_batch(client: Redis, provider: str) -> None:

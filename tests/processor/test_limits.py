@@ -346,7 +346,11 @@ async def test_close_does_not_wait_for_ever(desk: Open, monkeypatch: pytest.Monk
 async def test_a_store_that_fails_is_left_at_once_told_once_and_taken_again_when_it_answers(desk: Open) -> None:
     d = desk(anthropic=LimitsTable(rpm=50), groq=LimitsTable(rpm=50))
     d.first.is_down = True
-    results = await asyncio.gather(*(reserve(d.limits, model) for model in (HAIKU, LLAMA) for _ in range(5)))
+    d.first.gate.clear()
+    asking = asyncio.gather(*(reserve(d.limits, model) for model in (HAIKU, LLAMA) for _ in range(5)))
+    await wait_until(lambda: len(d.first.batches) == 2)
+    d.first.gate.set()
+    results = await asking
     assert all(isinstance(result, Reservation) for result in results)
     assert d.degraded == ["limits are counted in second: first is down"]
     d.second.is_down = True
