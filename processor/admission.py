@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiolimiter import AsyncLimiter
@@ -20,6 +20,8 @@ from processor.slots import Slot
 from processor.subjects import Priority
 from processor.waiting import Line, Waiter
 
+FRESH_S = 0.5
+"""How old a reservation may be when its call begins; the bucket's guard allows for three times as much."""
 LOOK_AGAIN_S = 1.0
 """How often the first in line asks again: requests that end early, here or on another replica, give room back."""
 
@@ -97,11 +99,23 @@ class Parked:
 
 
 class Admission:
-    """Lets requests through to vendors. One per processor."""
+    """Lets requests through to vendors. One per processor.
+
+    `open_provider` makes a provider ready: the first call of one imports its SDK, which takes seconds that must not lie
+    between a reservation and its call.
+    """
 
     def __init__(
-        self, catalog: Catalog, limits: Limits, health: Health, schedule: Schedule, *, max_parked: int
+        self,
+        catalog: Catalog,
+        limits: Limits,
+        health: Health,
+        schedule: Schedule,
+        *,
+        open_provider: Callable[[str], Awaitable[None]],
+        max_parked: int,
     ) -> None:
+        self._open = open_provider
         self.parked = Parked(max_parked)
         self._limits = limits
         self._health = health
@@ -164,20 +178,32 @@ class Admission:
             if not pacer.has_capacity():
                 return _Blocked((model.provider, ""), now + pacer.time_period, "its requests are spaced")
             await pacer.acquire()
-        self._health.started(model)
-        try:
-            reserved = await self._limits.reserve(model, need, critical=waiter.priority is Priority.CRITICAL)
-        except BaseException:
-            self._health.abandoned(model)
-            raise
+        await self._open(model.provider)
+        reserved = await self._reserve(model, need, waiter.priority)
         if isinstance(reserved, Denied):
-            self._health.abandoned(model)
             return _Blocked((model.provider, reserved.scope), now + reserved.wait_s, reserved.why)
         entrant.passed_over.pop(option.index, None)
         for place in places(model):
             if (line := self._lines.get(place)) is not None:
                 line.passed(waiter.priority)
         return Admitted(option.index, reserved)
+
+    async def _reserve(self, model: CatalogModel, need: Need, priority: Priority) -> Reservation | Denied:
+        """A reservation of this moment: one that took long to come is given back, for its window began long ago."""
+        self._health.started(model)
+        try:
+            while True:
+                asked = time.monotonic()
+                reserved = await self._limits.reserve(model, need, critical=priority is Priority.CRITICAL)
+                if isinstance(reserved, Denied):
+                    self._health.abandoned(model)
+                    return reserved
+                if time.monotonic() - asked < FRESH_S:
+                    return reserved
+                self._limits.settle(reserved, None)
+        except BaseException:
+            self._health.abandoned(model)
+            raise
 
     def _stand_in_line(self, waiter: Waiter, blocked: Collection[_Blocked]) -> None:
         """In the line of each place that stopped it, and in no other."""

@@ -15,6 +15,8 @@ from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.subjects import Priority
 
 LOOK_EVERY_S = 1.0
+SURE_BY = 4
+"""A wait that is expected to take less than this part of a deadline will end before it."""
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +38,7 @@ class Backlog:
         self._capacity = 0
 
     async def watch(self) -> None:
-        """Look for ever."""
+        """Look, for ever."""
         while True:
             try:
                 await self._look()
@@ -55,8 +57,11 @@ class Backlog:
             lane.queued = info["num_pending"]
             lane.drain = lane.drain.seen(info["delivered"]["consumer_seq"], lane.queued, time.monotonic())
 
-    def queued(self, priority: Priority) -> int:
-        return self._lanes[priority].queued
+    def may_outwait(self, priority: Priority, deadline_s: float) -> bool:
+        """Whether a new request of that lane may still be queued when its deadline passes."""
+        lane = self._lanes[priority]
+        per_s = lane.drain.per_s
+        return lane.queued > 0 and (per_s is None or lane.queued / per_s > deadline_s / SURE_BY)
 
     def refusal(self, priority: Priority, deadline_s: float | None) -> Refusal | None:
         """Why one more request of that lane is not taken in, or None if it is."""

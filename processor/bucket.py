@@ -99,7 +99,7 @@ class Admit:
                 if limit is None:
                     yield Demand(scope, metric, amount, None, None)
                     continue
-                # The small addition undoes a binary fraction's error: 100 * (1 - 0.07) is 92.99999999999999.
+                # The small addition undoes a binary fraction's error: 100 * (1 - 0.34) is 65.99999999999999.
                 cap = max(1, math.floor(min(limit, _MOST) * self.share + 1e-9))
                 yield Demand(scope, metric, min(amount, max(cap, self.need.least(metric))), cap, limit)
 

@@ -155,9 +155,10 @@ class Ingress:
         return ask.request.deadline_ms / 1000 if ask.request.deadline_ms else self._timeout_s
 
     def _let_in(self, ask: Ask) -> None:
-        if self._backlog.queued(ask.priority):
-            # It may still be queued when its deadline passes: then nobody else would tell the client in time.
-            self._withdrawals.at_deadline(ask.request_id, self._allowed_s(ask))
+        allowed_s = self._allowed_s(ask)
+        if self._backlog.may_outwait(ask.priority, allowed_s):
+            # No worker would tell the client in time.
+            self._withdrawals.at_deadline(ask.request_id, allowed_s)
         self._backlog.let_in(ask.priority)
 
     async def _is_queued(self, ask: Ask) -> bool:

@@ -145,7 +145,14 @@ class Processor:
         self._health = Health()
         self._hints = Hints(bus, catalog, self._health, self._alerts, replica)
         schedule = Schedule.of(settings.lane_weights)
-        self._admission = Admission(catalog, self.limits, self._health, schedule, max_parked=settings.max_parked)
+        self._admission = Admission(
+            catalog,
+            self.limits,
+            self._health,
+            schedule,
+            open_provider=self._open_provider,
+            max_parked=settings.max_parked,
+        )
         self._worker = Worker(
             bus,
             self._lanes,
@@ -257,11 +264,14 @@ class Processor:
 
     async def _open_providers(self) -> None:
         """Import the SDKs after readiness, one by one, so that the first request need not wait for them."""
-        for name, provider in self._providers.items():
-            try:
-                await provider.open()
-            except Exception as error:  # noqa: BLE001  a vendor's SDK may fail to import in any way
-                log.error("provider cannot be opened", provider=name, error=repr(error))
+        for name in self._providers:
+            await self._open_provider(name)
+
+    async def _open_provider(self, name: str) -> None:
+        try:
+            await self._providers[name].open()
+        except Exception as error:  # noqa: BLE001  a vendor's SDK may fail to import in any way; the call says so too
+            log.error("provider cannot be opened", provider=name, error=repr(error))
 
 
 @asynccontextmanager

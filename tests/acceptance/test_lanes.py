@@ -72,4 +72,4 @@ async def test_while_critical_fills_every_slot_low_still_has_its_share(nc: Clien
     stop.set()
     await asyncio.gather(*flooding)
     share = low / (low + answered)
-    assert 0.03 < share < 0.12, f"{low} low beside {answered} critical"
+    assert 0.03 < share < 0.25, f"{low} low beside {answered} critical"

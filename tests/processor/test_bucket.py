@@ -301,7 +301,8 @@ def test_an_output_estimate_over_the_limit_is_cut_to_it_but_input_over_it_never_
 
 
 @pytest.mark.parametrize(
-    ("limit", "buffer", "cap"), [(50, 0.1, 45), (100, 0.07, 93), (10, 0.9, 1), (1, 0.5, 1), (3, 0.99, 1), (50, 0.0, 50)]
+    ("limit", "buffer", "cap"),
+    [(50, 0.1, 45), (100, 0.34, 66), (50, 0.56, 22), (10, 0.9, 1), (1, 0.5, 1), (3, 0.99, 1), (50, 0.0, 50)],
 )
 def test_the_share_of_others_than_critical_is_the_whole_part_and_at_least_one(
     limit: int, buffer: float, cap: int
