@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from processor.admission import Admission, Admitted, Candidature, Entrant
@@ -19,12 +20,15 @@ from processor.estimate import Learned, base_tokens
 from processor.messages import Request
 from processor.outcome import Option, Plan, verdict
 from processor.prompts import answer_limit
-from processor.replies import Outbox
+from processor.replies import Ending, Outbox, Replies
 from processor.reply_bodies import Considered, FinalReply, ReplyRoute, ReplyUsage, Timing
 from processor.router import Candidate, Route, route
 from processor.slots import Slot
 from processor.subjects import Priority
 from providers.errors import ProviderError, RateLimited
+
+LOOK_AGAIN_S = 0.2
+"""After so long a wait, a call is made only if the request has not ended meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Context:
     first_attempt: int
     common: Mapping[str, Any]
     """The fields that all its audit events share."""
+    replies: Replies
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,14 @@ class Answered:
 
     reply: FinalReply
     attempt: Attempt
+
+
+class EndedElsewhere(Exception):
+    """While it waited, another worker has answered the request: nobody is called for it any more."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__("ended elsewhere")
+        self.ending = ending
 
 
 @dataclass(slots=True)
@@ -60,6 +73,8 @@ class _Work:
     entrant: Entrant
     plan: Plan
     first_call: datetime | None = None
+    looked_at: float = field(default_factory=time.monotonic)
+    """When it was last known that the request has not ended."""
 
     def run(self, admitted: Admitted) -> Run:
         tally = self.context.tally
@@ -126,12 +141,28 @@ class Answerer:
                 admitted = await self._admission.enter(work.entrant, options)
             except RequestError as error:
                 raise _with_failures(error, work) from None
+            await self._look_again(work, admitted)
             done = await self._call(work, admitted, options)
             if done is not None:
                 run, index, record = done
                 return Answered(self._final(work, run, index), record)
         failures = [(work.chosen.candidates[index].name, error) for index, error in work.plan.failures]
         raise verdict(failures, [(r.model, r.reason) for r in work.chosen.refusals])
+
+    async def _look_again(self, work: _Work, admitted: Admitted) -> None:
+        """After a wait, make sure that the request has not ended meanwhile: it may have been delivered twice."""
+        if time.monotonic() - work.looked_at < LOOK_AGAIN_S:
+            return
+        drop = partial(self._attempts.drop, work.chosen.candidates[admitted.index].model, admitted.reservation)
+        try:
+            ending = await work.context.replies.ending(work.context.outbox.request_id)
+        except BaseException:
+            drop()
+            raise
+        if ending is not None:
+            drop()
+            raise EndedElsewhere(ending)
+        work.looked_at = time.monotonic()
 
     def _begin(self, request: Request, context: Context) -> _Work:
         now = datetime.now(UTC)
@@ -198,7 +229,8 @@ class Answerer:
                 task.cancel()
             await asyncio.wait(calls)
             for called, _ in calls.values():
-                self._attempts.drop(called)
+                if not called.begun:
+                    self._attempts.drop(called.candidate.model, called.reservation)
         return _outcome(work, calls)
 
     async def _make(self, work: _Work, run: Run) -> Attempt:

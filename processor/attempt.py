@@ -13,7 +13,7 @@ from typing import Any
 
 from processor.audit import Attempt, AuditError, AuditLog, AuditUsage
 from processor.bucket import Need
-from processor.catalog import Catalog
+from processor.catalog import Catalog, CatalogModel
 from processor.clocks import Clocks, timed
 from processor.estimate import Learned
 from processor.health import Health
@@ -114,11 +114,10 @@ class Attempts:
         self._health.succeeded(model)
         return self._record(run, request, tally, common, None)
 
-    def drop(self, run: Run) -> None:
-        """Give back what a call holds that was cancelled before it began."""
-        if not run.begun:
-            self._limits.settle(run.reservation, None)
-            self._health.abandoned(run.candidate.model)
+    def drop(self, model: CatalogModel, reservation: Reservation) -> None:
+        """Give back what a call holds that is not made."""
+        self._limits.settle(reservation, None)
+        self._health.abandoned(model)
 
     async def _drive(self, run: Run, prompt: Prompt, outbox: Outbox) -> None:
         seen = run.transcript

@@ -18,7 +18,9 @@ from processor.reply_bodies import Usd
 from processor.subjects import AuditEvent, Priority
 from processor.tasks import OwnedTasks
 
-WRITE_TIMEOUT_S = 5.0
+WRITE_TIMEOUT_S = 20.0
+"""Longer than the election of a leader takes."""
+DRAIN_S = 5.0
 MAX_UNWRITTEN = 1_000
 """Events waiting for their PubAck beside their requests; beyond it one is dropped, counted and logged."""
 
@@ -159,8 +161,8 @@ class AuditLog:
             self._lose(entry, "too many are being written")
 
     async def drain(self) -> None:
-        """Wait until everything given to `write_soon` is written, or lost after `WRITE_TIMEOUT_S`."""
-        await self._writing.join()
+        """Wait until everything given to `write_soon` is written, for at most `DRAIN_S`."""
+        await self._writing.join(DRAIN_S)
 
     async def abandon(self) -> None:
         """End what still runs, at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 
 import nats
 import structlog
@@ -36,6 +37,7 @@ class Bus:
         self.nc = Client()
         self._closed = asyncio.Event()
         self._closing = False
+        self.reconnected_at: datetime | None = None
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     async def connect(self, url: str, settings: Settings, *, name: str) -> None:
@@ -57,6 +59,7 @@ class Bus:
                 log.warning("nats connection lost, reconnecting")
 
         async def on_reconnected() -> None:
+            self.reconnected_at = datetime.now(UTC)
             log.info("nats reconnected")
             for callback in self._on_reconnect:
                 await callback()

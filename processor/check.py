@@ -101,10 +101,7 @@ async def _redis(url: str) -> Finding:
 
     from processor.service import redis_client
 
-    try:
-        client = redis_client(url)
-    except ValueError as error:
-        return Finding("redis", "bad", f"REDIS_URL: {error}")
+    client = redis_client(url)
     try:
         await client.ping()
     except (RedisError, OSError) as error:

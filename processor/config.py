@@ -122,6 +122,18 @@ class Settings(BaseSettings):
             HttpUrl(value)  # raises with the reason; the text stays as the user wrote it
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            from redis.connection import parse_url
+
+            try:
+                parse_url(value)  # type: ignore[no-untyped-call]
+            except ValueError:  # its message may hold the password
+                raise ValueError("redis://host:port/0, rediss://… or unix:///path/of/socket") from None
+        return value
+
     @field_validator("sidecar_data_dir", "sidecar_catalog", "nats_creds")
     @classmethod
     def _home(cls, value: Path | None) -> Path | None:

@@ -10,9 +10,11 @@ from typing import Final
 import structlog
 
 from processor.breaker import (
+    DEFAULT,
     Abandoned,
     Breaker,
     BreakerEvent,
+    BreakerPolicy,
     BreakerState,
     Failed,
     Hinted,
@@ -36,6 +38,8 @@ Place = tuple[str, str]
 
 OPEN_AT_ONCE_S: Final[dict[type[ProviderError], float]] = {BadCredentials: 60.0, OutOfCredit: 300.0, ModelGone: 300.0}
 """What no second call can cure: for how long nobody tries."""
+VERDICT_S: Final = 2.0
+"""When to ask again while a probe is out: its lease is long, and its verdict mostly comes soon."""
 _WHOLE_PROVIDER = (ConnectionFailed, BadCredentials, OutOfCredit)
 
 log = structlog.get_logger(__name__)
@@ -67,6 +71,7 @@ class Health:
     """The breakers of this replica. Listeners of `on_change` hear every transition that a call here has caused."""
 
     now: Callable[[], float] = time.monotonic
+    policy: BreakerPolicy = DEFAULT
     _breakers: dict[Place, Breaker] = field(default_factory=dict)
     _on_change: list[Callable[[Transition], None]] = field(default_factory=list)
     _on_closed: list[Callable[[Place], None]] = field(default_factory=list)
@@ -84,6 +89,8 @@ class Health:
         for place in places(model):
             if (breaker := self._breakers.get(place)) is not None and (wait_s := breaker.ready_in(now)) > 0:
                 whose = f"{model.provider}'s circuit" if not place[1] else "its circuit"
+                if breaker.state is BreakerState.HALF_OPEN:
+                    return Unwell(place, min(wait_s, VERDICT_S), f"{whose} is being tried again")
                 return Unwell(place, wait_s, f"{whose} is open after failures")
         return None
 
@@ -123,7 +130,7 @@ class Health:
     ) -> None:
         now = self.now()
         for place in told:
-            before = self._breakers.get(place, Breaker())
+            before = self._breakers.get(place, Breaker(self.policy))
             after = before.on(event, now)
             self._breakers[place] = after
             if after.state is before.state:

@@ -91,6 +91,11 @@ def status(replica: str) -> str:
     return f"llm.status.{replica}"
 
 
+def running(request_id: str) -> str:
+    """Where a replica asks the others whether one of them is at work on a request."""
+    return f"llm.running.{request_id}"
+
+
 def limits_state(provider: str) -> str:
     """How much of a provider's limits is used: one document, which all replicas change by compare and set."""
     return f"llm.state.limits.{provider}"

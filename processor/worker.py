@@ -15,9 +15,9 @@ from cachetools import TTLCache
 from nats.aio.msg import Msg
 
 from processor import deadletters, handbacks
-from processor.accept import FRESH_HEADER, Accepted, accept, reply_subject
+from processor.accept import Accepted, accept, reply_subject
 from processor.admission import Admission, HandedBack
-from processor.answer import Answered, Answerer, Context
+from processor.answer import Answered, Answerer, Context, EndedElsewhere
 from processor.attempt import Tally
 from processor.audit import AuditError, AuditLog, Ended, Received, last_attempt
 from processor.bus import Bus, MessageTooLarge
@@ -25,6 +25,7 @@ from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.lanes import Delivery, Lanes
 from processor.messages import asks_for_stream
+from processor.redelivery import Redelivery
 from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
 from processor.reply_bodies import ErrorReply, FinalReply
 from processor.slots import Slot, Slots
@@ -38,6 +39,7 @@ MAX_DELIVERING = 1_000
 MAX_CANCELLED = 10_000
 CANCELLED_KEPT_S = 3600.0
 """For how many ids, and how long, a cancel is remembered whose request has not been pulled yet."""
+RUNS_ELSEWHERE_S = 2.0
 _NAK_DELAY_S = 1.0
 _STORE_AGAIN_S = 2.0
 _BROKER_TROUBLE = (JetStreamUnavailable, JetStreamError, nats.errors.Error)
@@ -112,6 +114,7 @@ class Worker:
         self._audit = audit
         self._probes = probes
         self._replies = Replies(bus)
+        self.redelivery = Redelivery(bus, self._replies, replica, self.running)
         self._slots = slots
         self._replica = replica
         self._prefixes = prefixes
@@ -209,8 +212,11 @@ class Worker:
             outbox.reply_to = reply_subject(delivery.request_id, delivery.headers, self._prefixes)
             accepted = accept(delivery.body, delivery.headers, delivery.accepted)
             job.tenant, job.streamed = accepted.request.tenant, accepted.request.stream
-            if (ending := await self._earlier_ending(delivery)) is not None:
+            if (ending := await self.redelivery.earlier_ending(delivery)) is not None:
                 await self._close(job, outbox, ending, None)
+                return
+            if await self.redelivery.runs_elsewhere(delivery):
+                await delivery.hand_back(RUNS_ELSEWHERE_S)
                 return
             died = await handbacks.deaths(self._bus, delivery.request_id, delivery.count)
             if died >= MAX_DEATHS:
@@ -224,6 +230,9 @@ class Worker:
         self._audit.write_soon(Received.of(accepted.request, delivery.body, **self._common(job)))
         try:
             result, event = await self._answer(job, accepted, outbox)
+        except EndedElsewhere as elsewhere:
+            await self._close(job, outbox, elsewhere.ending, None)
+            return
         except HandedBack as later:
             await delivery.hand_back(later.wait_s)
             return
@@ -231,11 +240,6 @@ class Worker:
             await delivery.hand_back()
             return
         await self._end(job, outbox, result, event)
-
-    async def _earlier_ending(self, delivery: Delivery) -> Ending | None:
-        if delivery.count == 1 and FRESH_HEADER in delivery.headers:
-            return None
-        return await self._replies.ending(delivery.request_id)
 
     async def _answer(
         self, job: Job, accepted: Accepted, outbox: Outbox
@@ -253,7 +257,10 @@ class Worker:
         )
         if job.stopped is not None:
             return RequestError(ErrorType.CANCELLED, job.stopped), AuditEvent.CANCELLED
-        context = Context(outbox, job.tally, job.slot, delivery.accepted, accepted.deadline, first, self._common(job))
+        common = self._common(job)
+        context = Context(
+            outbox, job.tally, job.slot, delivery.accepted, accepted.deadline, first, common, self._replies
+        )
         job.call = asyncio.create_task(self._answerer.answer(accepted.request, context))
         try:
             await asyncio.wait({job.call}, timeout=left)
@@ -268,7 +275,7 @@ class Worker:
             return error, AuditEvent.FAILED
         except MessageTooLarge as error:
             return _does_not_fit(error), AuditEvent.FAILED
-        except (HandedBack, *_BROKER_TROUBLE):
+        except (HandedBack, EndedElsewhere, *_BROKER_TROUBLE):
             raise
         except Exception:
             log.exception("request failed in the sidecar itself", id=delivery.request_id)

@@ -97,6 +97,21 @@ class Cluster:
         name: str | None = info["cluster"].get("leader")
         return name
 
+    async def lead(self, nc: Client, stream: str, name: str) -> None:
+        """Hand the stream over until that node leads it."""
+
+        async def leads() -> bool:
+            if await self.leader(nc, stream) == name:
+                return True
+            try:
+                wish = {"placement": {"preferred": name}}
+                await jetstream.call(nc, f"STREAM.LEADER.STEPDOWN.{stream}", wish, timeout_s=2)
+            except NOT_YET:
+                return False
+            return await self.leader(nc, stream) == name
+
+        await wait_until(leads, WITHIN_S)
+
     async def in_step(self, nc: Client, streams: Sequence[str]) -> bool:
         """Whether every stream has a leader, and all its followers are up to date."""
         for stream in streams:

@@ -17,6 +17,10 @@ REFUSALS = frozenset({"unavailable", "queue_full"})
 """Errors after which a client asks again with the same id: if it was kept all the same, that finds it."""
 TERMINAL = frozenset({"completed", "failed", "cancelled", "expired", "dead"})
 
+UNDER_WAY_S = 0.25
+"""A broker that is killed forgets what it has delivered. Another worker then looks for the reply, finds none yet, and
+its call is under way when the first worker's reply is stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -215,7 +219,7 @@ def _bills(evidence: Evidence) -> Iterator[str]:
         ending = evidence.ending(request_id)
         if ending is None:
             continue
-        if any(call.arrived > ending.at for call in calls[key]):
+        if any(call.arrived > ending.at + UNDER_WAY_S for call in calls[key]):
             when = ", ".join(f"{call.vendor} {call.arrived - ending.at:+.3f} s" for call in calls[key])
             took = [f"{e['replica']}, delivery {e['delivery']}" for e in evidence.audit.get(request_id, ())]
             yield f"{request_id} ({key}): called again after its reply was stored: {when}; audited by {took}"

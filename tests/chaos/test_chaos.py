@@ -26,8 +26,9 @@ from tests.chaos import load as loading
 from tests.chaos.ledger import Evidence, faults, summary
 from tests.chaos.load import Load
 from tests.chaos.replicas import KEPT_LINES, replicas
-from tests.chaos.servers import one_server, three_servers
+from tests.chaos.servers import one_server
 from tests.chaos.vendor import Cut, Delay, Hang, Refuse, ScriptedVendor, during, sometimes
+from tests.cluster import cluster
 from tests.conftest import redis_server, short_folder
 from tests.processes import command
 from tests.wait import wait_until
@@ -151,26 +152,27 @@ async def test_a_broker_killed_twice_under_load(tmp_path: Path, seed: int) -> No
 
 async def test_the_leader_of_every_stream_killed_under_load(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    async with three_servers(tmp_path) as cluster, serving(ScriptedVendor()) as vendor:
-        provisioned = await command("provision", "--replicas", "3", NATS_URL=cluster.url)
+    async with cluster(tmp_path) as three, serving(ScriptedVendor()) as vendor:
+        url = ",".join(three.urls)
+        provisioned = await command("provision", NATS_URL=url)
         assert provisioned.code == 0, provisioned.err
-        async with replicas(2, cluster.url, vendor), loading.client(cluster.url) as nc:
-            victim = rng.choice(list(cluster.nodes))
+        async with replicas(2, url, vendor), loading.client(url) as nc:
+            victim = rng.choice(three.names)
             for stream in STREAMS:
-                await cluster.lead(nc, stream, victim)
+                await three.lead(nc, stream, victim)
             async with under_load(nc, rng) as load:
                 await sent_more(load, rng.randrange(60, 120))
                 with load.outage():
-                    await cluster.nodes[victim].kill()
+                    await three.kill(victim)
 
                     async def another_leads() -> bool:
-                        return await cluster.leader(nc, "LLM_REQUESTS") not in {None, victim}
+                        return await three.leader(nc, "LLM_REQUESTS") not in {None, victim}
 
                     await wait_until(another_leads, timeout_s=30)
-                    await cluster.nodes[victim].start()
+                    await three.restart(victim)
                     await sent_more(load, 60)
                 await sent_more(load, 30)
-            await wait_until(lambda: cluster.in_step(nc, STREAMS), timeout_s=30)
+            await wait_until(lambda: three.in_step(nc, STREAMS), timeout_s=30)
             await examine(nc, load, vendor, seed)
 
 

@@ -134,7 +134,7 @@ async def test_check_tells_one_line_each_and_fails_where_something_needed_is_mis
 
 
 async def test_check_looks_at_redis_too(url: str, nc: Client, redis_url: str) -> None:
-    for address, state in ((redis_url, "ok"), ("redis://127.0.0.1:1", "warn"), ("nonsense", "bad")):
+    for address, state in ((redis_url, "ok"), ("redis://127.0.0.1:1", "warn")):
         checked = await command("check", NATS_URL=url, REDIS_URL=address, GROQ_API_KEY="gsk-secret")
         assert [state, "redis"] in [line.split()[:2] for line in checked.out.splitlines()], checked.out
 

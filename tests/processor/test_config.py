@@ -85,3 +85,10 @@ def test_reply_prefixes_are_a_list_in_one_variable(monkeypatch: pytest.MonkeyPat
 def test_a_reply_prefix_opens_nothing_of_ours_or_the_servers(prefix: str) -> None:
     with pytest.raises(ValidationError):
         make_settings(reply_prefixes=prefix)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "redis://:secret@host:port/0", "http://host"])
+def test_a_redis_address_that_is_none_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(ValidationError, match="redis://host:port/0") as refused:
+        make_settings(redis_url=address)
+    assert "secret" not in str(refused.value.errors(include_input=False))

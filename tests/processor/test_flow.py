@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from processor import worker
+from processor.breaker import DEFAULT
 from processor.service import Processor
 from processor.subjects import Priority
 from processor.worker import Worker
@@ -284,6 +286,24 @@ async def test_all_candidates_down_for_a_while_is_waited_out_within_the_deadline
     await start({"anthropic": failing_first(2, Overloaded("busy", status=529))})
     reply = await ask(nc, body(fallback=False))
     assert (reply["response"], reply["attempts"]) == ("Hello.", 3)
+
+
+async def test_while_a_broken_vendor_is_probed_others_wait_for_the_verdict_and_not_for_the_probes_lease(
+    nc: Client, start: StartProcessor
+) -> None:
+    failing = 5
+
+    def script(prompt: Prompt) -> Sequence[Step]:
+        nonlocal failing
+        failing -= 1
+        return [VendorError("boom")] if failing >= 0 else [Opened(), Pause(0.5), *answer()[1:]]
+
+    processor = await start({"anthropic": ScriptedProvider(script)}, max_retries=0)
+    processor._health.policy = replace(DEFAULT, open_s=0.3)
+    for _ in range(5):
+        await ask(nc, body(fallback=False))
+    replies = await asyncio.gather(*[ask(nc, body(fallback=False, deadline_ms=20_000)) for _ in range(3)])
+    assert [reply.get("response") for reply in replies] == ["Hello."] * 3
 
 
 # --- hedging --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import nats.errors
@@ -12,12 +13,14 @@ from nats.aio.client import Client
 from processor import jetstream, worker
 from processor.audit import Attempt, AuditLog
 from processor.bus import Bus
+from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamUnavailable
 from processor.lanes import Lanes
 from processor.replies import Ending, Replies
 from processor.service import Processor
 from processor.subjects import Priority
 from providers.base import Opened, TextDelta, Usage, UsageSeen
+from providers.errors import RateLimited
 from providers.scripted import ScriptedProvider
 from tests.conftest import StartProcessor, make_settings
 from tests.processor.test_end_to_end import answer, slow
@@ -177,3 +180,51 @@ async def test_a_full_send_buffer_ends_neither_the_pull_nor_the_delivery(
     assert (delivery.request_id, delivery.done, lanes.held) == ("job-1", True, set())
     await lanes.stop()
     await bus.close()
+
+
+async def test_a_request_that_another_worker_answered_while_this_one_waited_is_not_paid_for_again(
+    nc: Client, start: StartProcessor
+) -> None:
+    throttled = RateLimited("slow down", retry_after_s=1)
+    vendor = ScriptedProvider([throttled])
+    processor = await start({"anthropic": vendor})
+    await nc.jetstream().publish("llm.request.low.job-1", body(fallback=False))
+    await wait_until(lambda: processor._admission.parked.total)
+    other = Ending.refusal("job-1", RequestError(ErrorType.INTERNAL, "as another worker ended it"))
+    assert await Replies(processor._bus).store("job-1", other)
+    await wait_until(lambda: none_queued(nc))
+    assert (vendor.calls, processor.limits.outstanding) == (1, 0)
+
+
+async def test_after_a_brokers_restart_even_a_first_delivery_looks_for_an_earlier_reply(
+    nc: Client, start: StartProcessor
+) -> None:
+    vendor = ScriptedProvider(answer())
+    processor = await start({"anthropic": vendor})
+    processor._bus.reconnected_at = datetime.now(UTC) + timedelta(seconds=60)
+    other = Ending.refusal("job-1", RequestError(ErrorType.INTERNAL, "as it ended before"))
+    assert await Replies(processor._bus).store("job-1", other)
+    place = nc.new_inbox()
+    sub = await nc.subscribe(place)
+    headers = {"Reply-To": place, "Sidecar-Fresh": "1"}
+    await nc.jetstream().publish("llm.request.low.job-1", body(), headers=headers)
+    reply = read(await sub.next_msg(timeout=5))
+    assert (reply["error"]["message"], vendor.calls) == ("as it ended before", 0)
+
+
+async def test_what_the_broker_forgot_to_have_delivered_is_not_run_twice_at_once(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "RUNS_ELSEWHERE_S", 0.3)
+    first, second = slow(0.5), ScriptedProvider(answer())
+    owner = await start({"anthropic": first}, replica="owner")
+    await nc.jetstream().publish("llm.request.high.job-1", body())
+    await wait_until(lambda: first.calls)
+    other = await start({"anthropic": second}, replica="other")
+    other._bus.reconnected_at = datetime.now(UTC)
+    await owner._lanes[Priority.HIGH].stop()
+    # Handing it back behind its owner's back is what a broker's amnesia looks like.
+    await owner._worker.running["job-1"].delivery._tell(b"-NAK")
+    reply = await wait_until(lambda: stored(nc, "job-1"))
+    await wait_until(lambda: none_queued(nc))
+    assert (reply["response"], first.calls, second.calls) == ("Hello.", 1, 0)

@@ -1,0 +1,68 @@
+"""Whether a delivery is the first: a request that was delivered again may have ended, or be in work elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from datetime import UTC, datetime
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from processor import subjects
+from processor.accept import FRESH_HEADER
+from processor.bus import Bus
+from processor.lanes import Delivery
+from processor.replies import Ending, Replies
+
+YOUNG_S = 1.0
+"""A first delivery within this time of its acceptance is the first: no election of a leader is so fast."""
+AMNESIA_S = 30.0
+"""For how long after a reconnection what was accepted before it may come a second time."""
+ANSWERS_WITHIN_S = 0.15
+
+
+class Redelivery:
+    """Asks `LLM_REPLIES` and the other replicas. `running` has the ids that this one is at work on."""
+
+    def __init__(self, bus: Bus, replies: Replies, replica: str, running: Container[str]) -> None:
+        self._bus = bus
+        self._replies = replies
+        self._replica = replica
+        self._running = running
+
+    async def on_asked(self, msg: Msg) -> None:
+        """A replica asks on `llm.running.<id>`, naming itself, whether another one is at work on the request."""
+        asked_by_another = msg.reply and msg.data.decode(errors="replace") != self._replica
+        if asked_by_another and msg.subject.rpartition(".")[2] in self._running:
+            await self._bus.publish(msg.reply, self._replica.encode())
+
+    async def runs_elsewhere(self, delivery: Delivery) -> bool:
+        """Whether another replica is at work on it, asked where the broker may have delivered it twice.
+
+        It does so when the heartbeats of a delivery were lost, and when it was killed and forgot what it had delivered.
+        """
+        back = self._bus.reconnected_at
+        forgotten = back is not None and delivery.accepted < back and _age_s(back) < AMNESIA_S
+        if delivery.count == 1 and not forgotten:
+            return False
+        try:
+            subject = subjects.running(delivery.request_id)
+            await self._bus.nc.request(subject, self._replica.encode(), timeout=ANSWERS_WITHIN_S)
+        except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
+            return False
+        return True
+
+    async def earlier_ending(self, delivery: Delivery) -> Ending | None:
+        """How the request has ended before, looked for unless it is certain that nobody has had it yet.
+
+        A broker that was killed may have forgotten what it delivered: then a second delivery looks like the first.
+        """
+        accepted, back = delivery.accepted, self._bus.reconnected_at
+        young = _age_s(accepted) < YOUNG_S and (back is None or back < accepted)
+        if delivery.count == 1 and young and FRESH_HEADER in delivery.headers:
+            return None
+        return await self._replies.ending(delivery.request_id)
+
+
+def _age_s(then: datetime) -> float:
+    return (datetime.now(UTC) - then).total_seconds()
