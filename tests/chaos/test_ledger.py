@@ -7,7 +7,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from tests.chaos.ledger import Evidence, Message, Sent, faults
+from tests.chaos.ledger import UNDER_WAY_S, Evidence, Message, Sent, faults
 from tests.chaos.vendor import Call
 
 CALL = Call(0, "groq", "m", "q1", streamed=True, arrived=10.0, answered=11.0)
@@ -109,10 +109,15 @@ def test_what_streams_and_vendors_should_not_hold_is_found(seen: Evidence, fault
 
 def test_a_call_after_the_reply_was_stored_is_found() -> None:
     audit = {"r1": [{"event": "completed", "replica": "a", "delivery": 2}]}
-    again = replace(EVIDENCE, audit=audit, calls=[CALL, replace(CALL, number=1, arrived=ENDED + 0.25)])
+    again = replace(EVIDENCE, audit=audit, calls=[CALL, replace(CALL, number=1, arrived=ENDED + UNDER_WAY_S + 0.05)])
     assert faults([REQUEST], again) == [
-        "r1 (q1): called again after its reply was stored: groq -1.500 s, groq +0.250 s; audited by ['a, delivery 2']"
+        "r1 (q1): called again after its reply was stored: groq -1.500 s, groq +0.300 s; audited by ['a, delivery 2']"
     ]
+
+
+def test_a_call_that_was_under_way_when_the_reply_was_stored_is_none_after_it() -> None:
+    late = replace(EVIDENCE, calls=[CALL, replace(CALL, number=1, arrived=ENDED + UNDER_WAY_S - 0.05)])
+    assert faults([REQUEST], late) == []
 
 
 def test_an_ask_that_nobody_kept_may_be_lost_and_one_that_was_taken_up_may_not() -> None:
