@@ -3,8 +3,8 @@ FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/sidecar
 COPY requirements/run.txt requirements/build.txt requirements/
-RUN /opt/sidecar/bin/pip install --no-cache-dir --require-hashes -r requirements/run.txt \
- && python -m pip install --no-cache-dir --require-hashes -r requirements/build.txt
+RUN /opt/sidecar/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements/run.txt && /opt/sidecar/bin/pip check \
+ && python -m pip install --no-cache-dir --require-hashes --no-deps -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY processor processor
 COPY providers providers
