@@ -18,7 +18,7 @@ from processor.catalog import Catalog
 from processor.errors import ErrorType, RequestError
 from processor.estimate import Learned, base_tokens
 from processor.messages import Request
-from processor.outcome import Option, Plan, verdict
+from processor.outcome import Contender, Option, Plan, verdict
 from processor.prompts import answer_limit
 from processor.replies import Ending, Outbox, Replies
 from processor.reply_bodies import Considered, FinalReply, ReplyRoute, ReplyUsage, Timing
@@ -174,7 +174,8 @@ class Answerer:
             None if left_s is None else time.monotonic() + left_s,
             [Candidature(c.model, self._need(c, request, base)) for c in chosen.candidates],
         )
-        plan = Plan([candidate.model.provider for candidate in chosen.candidates], self._max_retries, self._jitter)
+        contenders = [Contender(c.model.provider, c.model.context) for c in chosen.candidates]
+        plan = Plan(contenders, self._max_retries, self._jitter)
         return _Work(request, context, chosen, base, entrant, plan)
 
     def _need(self, candidate: Candidate, request: Request, base: int) -> Need:

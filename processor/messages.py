@@ -163,7 +163,8 @@ class Request(Model):
     )
     response_format: Annotated[ResponseFormat, BeforeValidator(_flat_schema)] | None = None
     cache: Literal["use", "skip", "refresh"] | None = None
-    fallback: bool = True
+    fallback: bool | None = None
+    """Whether another model may answer; unset: yes, unless the model was named by a vendor's full id."""
     deadline_ms: Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None = None
     tenant: Token = "default"
     metadata: Annotated[dict[Token, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=32)] = Field(

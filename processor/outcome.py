@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from processor.errors import ErrorType, RequestError
 from providers.errors import (
@@ -33,28 +34,39 @@ class Option:
     not_before: float
 
 
+class Contender(NamedTuple):
+    """What the plan knows of a candidate; `window` in tokens."""
+
+    provider: str
+    window: int
+
+
 @dataclass(slots=True)
 class Plan:
-    """Which candidates may still be tried, best first; `providers` names each one's.
+    """Which candidates may still be tried, best first.
 
     A failure that another try may cure lets its candidate rest for a pause with full jitter, after Brooker,
-    "Exponential backoff and jitter" (AWS, 2015), at most `max_retries` times; one that none can cure takes it out, and
-    a key without rights or credit all of its provider's. So the next candidate is tried at once, and when all have
-    failed, the next round begins with the one whose pause ends first. `jitter` gives a number in [0, 1).
+    "Exponential backoff and jitter" (AWS, 2015), at most `max_retries` times; noise of the model's own making is worth
+    one more try of the same model, at once. A failure that no second try can cure takes it out: a
+    key without rights or credit all of its provider's, a prompt that is too large all whose window is no larger. So
+    the next candidate is tried at once, and when all have failed, the next round begins with the one whose pause ends
+    first. `jitter` gives a number in [0, 1).
     """
 
-    providers: Sequence[str]
+    contenders: Sequence[Contender]
     max_retries: int
     jitter: Callable[[], float]
     failures: list[tuple[int, ProviderError]] = field(default_factory=list)
     _not_before: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._not_before = dict.fromkeys(range(len(self.providers)), 0.0)
+        self._not_before = dict.fromkeys(range(len(self.contenders)), 0.0)
 
     def options(self) -> list[Option]:
         """What is left to try: those of the present round first, in order; empty when there is nothing."""
         tried = {index for index, _ in self.failures}
+        if self.failures and isinstance(self.failures[-1][1], ModelNoise):
+            tried.discard(self.failures[-1][0])  # its one more try comes before the next candidate
         return [
             Option(index, at)
             for index, at in sorted(self._not_before.items(), key=lambda o: (o[0] in tried, o[1], o[0]))
@@ -68,15 +80,17 @@ class Plan:
         if error.remedy is Remedy.NONE:
             self._not_before.clear()
         elif isinstance(error, BadCredentials | OutOfCredit):
-            self._not_before = {
-                i: at for i, at in self._not_before.items() if self.providers[i] != self.providers[index]
-            }
-        elif error.remedy in {Remedy.SAME, Remedy.WAIT} and times <= self._tries(error):
+            self._keep(lambda other: other.provider != self.contenders[index].provider)
+        elif isinstance(error, PromptTooLarge):
+            self._keep(lambda other: other.window > self.contenders[index].window)
+        elif isinstance(error, ModelNoise):
+            if times <= min(self.max_retries, 1):
+                self._not_before[index] = 0.0
+        elif error.remedy in {Remedy.SAME, Remedy.WAIT} and times <= self.max_retries:
             self._not_before[index] = now + (error.retry_after_s or 0.0) + self._backoff_s(times)
 
-    def _tries(self, error: ProviderError) -> int:
-        """How often the same candidate may be tried again: after noise of the model's own making, once."""
-        return min(self.max_retries, 1) if isinstance(error, ModelNoise) else self.max_retries
+    def _keep(self, may: Callable[[Contender], bool]) -> None:
+        self._not_before = {i: at for i, at in self._not_before.items() if may(self.contenders[i])}
 
     def _backoff_s(self, times: int) -> float:
         return self.jitter() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**times)

@@ -52,8 +52,9 @@ class Route:
 
 
 def route(request: Request, catalog: Catalog, *, available: Collection[str], default: str, on: datetime) -> Route:
-    """The model that was asked for, then (unless `fallback` is false) the others that can do it, cheapest first.
+    """The model that was asked for, then the others that can do it, cheapest first.
 
+    With `fallback` false there are no others, and none where a vendor's full id was asked for and `fallback` is unset.
     A demo model answers only when it is asked for by name or when nothing else is there.
 
     Args:
@@ -68,12 +69,13 @@ def route(request: Request, catalog: Catalog, *, available: Collection[str], def
         first = catalog.resolve(asked or default, on.date())
     except UnknownModel as error:
         raise RequestError(ErrorType.NOT_FOUND, f"model: {error}") from None
+    others_may = request.fallback if request.fallback is not None else asked is None or asked in catalog.models
     candidates: list[Candidate] = []
     refusals: list[Refusal] = []
     needs = _needs(request)
     for model in (first.model, *_others(catalog, first.model, on)):
         is_first = model is first.model
-        if not is_first and not request.fallback and asked:
+        if not is_first and not others_may and (asked or candidates):
             break
         if (why := _refusal(model, needs, request, available)) is not None:
             refusals.append(Refusal(model.alias, model.provider, why))

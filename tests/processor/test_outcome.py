@@ -13,6 +13,7 @@ from processor.outcome import (
     BACKOFF_CAP_S,
     HAND_BACK_S,
     LONGEST_PARK_S,
+    Contender,
     HandBack,
     Option,
     Park,
@@ -41,7 +42,8 @@ errors = st.sampled_from(
 
 
 def plan(candidates: int, max_retries: int = 3, jitter: float = 0.5) -> Plan:
-    return Plan([str(n) for n in range(candidates)], max_retries, lambda: jitter)
+    """Each candidate of its own provider, with a larger window than the one before."""
+    return Plan([Contender(str(n), 1000 * (n + 1)) for n in range(candidates)], max_retries, lambda: jitter)
 
 
 def order(trying: Plan) -> list[int]:
@@ -81,17 +83,26 @@ def test_what_nothing_can_cure_ends_it() -> None:
     assert order(trying) == []
 
 
-def test_noise_of_the_model_is_worth_one_more_try() -> None:
-    trying = plan(1)
-    trying.failed(0, ModelNoise("botched call"), 0)
-    assert order(trying) == [0]
-    trying.failed(0, ModelNoise("botched call"), 1)
-    assert order(trying) == []
+def test_noise_of_the_model_is_worth_one_more_try_at_once_and_then_the_next_candidate() -> None:
+    trying = plan(2)
+    trying.failed(0, ModelNoise("botched call"), 7)
+    assert trying.options() == [Option(0, 0.0), Option(1, 0.0)]
+    trying.failed(0, ModelNoise("botched call"), 8)
+    assert order(trying) == [1]
+
+
+def test_a_prompt_that_was_too_large_goes_only_where_the_window_is_larger() -> None:
+    windows = [131_072, 200_000, 131_072, 1_000_000, 8_192]
+    trying = Plan([Contender("any", window) for window in windows], 3, lambda: 0.5)
+    trying.failed(0, PromptTooLarge("context overflow"), 0)
+    assert order(trying) == [1, 3]
+    trying.failed(1, PromptTooLarge("context overflow"), 0)
+    assert order(trying) == [3]
 
 
 @pytest.mark.parametrize("error", [BadCredentials("no"), OutOfCredit("no")])
 def test_a_key_that_is_no_good_takes_out_all_models_of_its_provider(error: ProviderError) -> None:
-    trying = Plan(["anthropic", "anthropic", "groq"], 3, lambda: 0.5)
+    trying = Plan([Contender(name, 1000) for name in ("anthropic", "anthropic", "groq")], 3, lambda: 0.5)
     trying.failed(0, error, 0)
     assert order(trying) == [2]
 
@@ -107,7 +118,8 @@ def test_rounds_are_bounded_pauses_are_bounded_and_nobody_is_tried_before_his_pa
             break
         index, not_before = options[0].index, options[0].not_before
         assert not_before - now <= BACKOFF_CAP_S
-        assert tried[index] == 0 or all(tried[option.index] for option in options)
+        again = bool(trying.failures) and trying.failures[-1][0] == index and trying.failures[-1][1].kind == "model_noise"
+        assert tried[index] == 0 or again or all(tried[option.index] for option in options)
         now = max(now, not_before)
         tried[index] += 1
         trying.failed(index, kind("x"), now)

@@ -42,8 +42,20 @@ def test_auto_is_the_default_model() -> None:
     assert names(routed())[0] == names(routed(model="auto"))[0] == "haiku"
 
 
-def test_without_fallback_there_is_one_candidate() -> None:
-    assert names(routed(model="llama", fallback=False)) == ["llama"]
+@pytest.mark.parametrize(("model", "answers"), [("llama", ["llama"]), ("auto", ["haiku"])])
+def test_without_fallback_there_is_one_candidate(model: str, answers: list[str]) -> None:
+    assert names(routed(model=model, fallback=False)) == answers
+
+
+def test_auto_without_fallback_is_the_first_model_that_can() -> None:
+    assert len(names(routed(available={"groq"}, fallback=False))) == 1
+
+
+@pytest.mark.parametrize("name", ["claude-haiku-4-5-20251001", "claude-haiku-4-5", "openai/gpt-oss-20b"])
+def test_a_full_model_id_pins_the_model_unless_fallback_is_asked_for(name: str) -> None:
+    assert names(routed(model=name)) == [name]
+    assert len(names(routed(model=name, fallback=True))) > 1
+    assert names(routed(available={"local"}, model=name)) == []
 
 
 def test_a_retired_name_moves_on_to_its_successor_and_says_so() -> None:
