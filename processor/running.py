@@ -90,13 +90,15 @@ async def _broker(settings: Settings) -> AsyncIterator[str]:
 
 
 def _signalled() -> asyncio.Event:
-    """Set by the first SIGINT or SIGTERM, for an orderly stop; a second signal ends the process at once."""
+    """Set by the first SIGINT or SIGTERM, for an orderly stop; a second signal, of either kind, ends all at once."""
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
-    def on_signal(number: signal.Signals) -> None:
+    def on_signal() -> None:
         stopping.set()
-        loop.remove_signal_handler(number)
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
     return stopping

@@ -13,7 +13,10 @@ from processor import running, service
 from processor.bus import Bus, BusClosed
 from processor.config import Settings
 from providers.scripted import ScriptedProvider
+from tests.acceptance.vendors import serving
+from tests.chaos.vendor import Hang, ScriptedVendor
 from tests.conftest import make_settings
+from tests.processes import running as running_process
 from tests.processor.test_end_to_end import answer
 from tests.talk import ask, body
 from tests.wait import wait_until
@@ -46,6 +49,25 @@ async def test_a_connection_that_is_lost_for_good_is_built_anew_and_sigterm_stil
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(serving, 10) == 0
     assert capfd.readouterr().err.count("ready on") == 2
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+async def test_a_second_signal_of_either_kind_ends_at_once_and_what_ran_is_not_lost(
+    nc: Client, nats_url: str, first: signal.Signals, second: signal.Signals
+) -> None:
+    async with (
+        serving(ScriptedVendor(lambda call: Hang())) as vendor,
+        running_process("processor", NATS_URL=nats_url, SHUTDOWN_GRACE="600", **vendor.settings()) as sidecar,
+    ):
+        await nc.jetstream().publish("llm.request.high.job-1", body())
+        await wait_until(lambda: vendor.calls)
+        sidecar.process.send_signal(first)
+        await wait_until(lambda: any("stopping" in line for line in sidecar.said))
+        sidecar.process.send_signal(second)
+        await asyncio.wait_for(sidecar.process.wait(), 5)
+    assert "Traceback" not in "".join(sidecar.said)
+    assert (await nc.jetstream().stream_info("LLM_REQUESTS")).state.messages == 1
 
 
 async def _answered(nc: Client) -> dict[str, object] | None:
