@@ -1,8 +1,8 @@
-"""The replica in the NATS services API: `$SRV.PING`, `$SRV.INFO`, `$SRV.STATS`, and `llm.models`."""
+"""The replica in the NATS services API: `$SRV.PING`, `$SRV.INFO`, `$SRV.STATS` with its load, and `llm.models`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -15,8 +15,13 @@ from processor.bus import Bus
 from processor.catalog import Catalog
 
 
-async def announce(bus: Bus, catalog: Catalog, providers: Collection[str], replica: str) -> Service:
-    """Register this replica; its endpoint `llm.models` lists the catalog and what can be called now."""
+async def announce(
+    bus: Bus, catalog: Catalog, providers: Collection[str], replica: str, load: Callable[[], Mapping[str, int]]
+) -> Service:
+    """Register this replica; its endpoint `llm.models` lists the catalog and what can be called now.
+
+    What `load` counts stands in the endpoint's statistics as `data`.
+    """
 
     async def models(request: ServiceRequest) -> None:
         today = datetime.now(UTC).date()
@@ -44,6 +49,7 @@ async def announce(bus: Bus, catalog: Catalog, providers: Collection[str], repli
         version=version("ckcias-sidecar"),
         description="LLM gateway: llm.request.<priority>",
         metadata={"replica": replica},
+        stats_handler=lambda _: dict(load()),
     )
     await service.add_endpoint(EndpointConfig(name="models", subject="llm.models", handler=models))
     return service

@@ -206,6 +206,16 @@ class Processor:
     def stop(self) -> None:
         self._stopping.set()
 
+    def load(self) -> dict[str, int]:
+        """What this replica has on its hands at this moment."""
+        return {
+            "running": len(self._worker.running),
+            "parked": self._admission.parked.total,
+            "held": len(self._lanes.held),
+            "reservations": self.limits.outstanding,
+            "tasks": len(asyncio.all_tasks()),
+        }
+
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop`, calling `on_ready` once requests are taken.
 
@@ -240,7 +250,7 @@ class Processor:
             await self._lanes.start()
             await self._withdrawals.start()
             await self._ingress.start()
-            service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica)
+            service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica, self.load)
             warming = tasks.create_task(self._open_providers())
             await self._bus.settle()  # ready means: the server knows our subscriptions
             on_ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime
 from typing import Final
 
@@ -51,7 +52,9 @@ class Withdrawals:
         self._replica = replica
         self._prefixes = prefixes
         self._sub: Subscription | None = None
-        self._watching = OwnedTasks()
+        self._due: dict[int, asyncio.TimerHandle] = {}
+        self._numbers = itertools.count()
+        self._ending = OwnedTasks()
 
     async def start(self) -> None:
         self._sub = await self._bus.nc.subscribe("llm.cancel.*", subjects.QUEUE_GROUP, cb=self._on_cancel)
@@ -60,11 +63,13 @@ class Withdrawals:
         """Watch no more. A request that is still queued is answered when its turn comes."""
         if self._sub is not None:
             await self._bus.leave(self._sub)
-        await self._watching.cancel()
+        await self.abandon()
 
     async def abandon(self) -> None:
         """End what still runs, at once."""
-        await self._watching.cancel()
+        while self._due:
+            self._due.popitem()[1].cancel()
+        await self._ending.cancel()
 
     async def _on_cancel(self, msg: Msg) -> None:
         self._later(
@@ -77,11 +82,16 @@ class Withdrawals:
         self._later(request_id, left_s + GRACE_S, expired)
 
     def _later(self, request_id: str, delay_s: float, why: RequestError) -> None:
-        if subjects.is_request_id(request_id) and len(self._watching) < MAX_WATCHED:
-            self._watching.start(self._withdraw(request_id, delay_s, why))
+        if subjects.is_request_id(request_id) and len(self._due) + len(self._ending) < MAX_WATCHED:
+            number = next(self._numbers)
+            loop = asyncio.get_running_loop()
+            self._due[number] = loop.call_later(delay_s, self._begin, number, request_id, why)
 
-    async def _withdraw(self, request_id: str, delay_s: float, why: RequestError) -> None:
-        await asyncio.sleep(delay_s)
+    def _begin(self, number: int, request_id: str, why: RequestError) -> None:
+        del self._due[number]
+        self._ending.start(self._withdraw(request_id, why))
+
+    async def _withdraw(self, request_id: str, why: RequestError) -> None:
         try:
             if await self._replies.ending(request_id) is None:
                 for priority in Priority:

@@ -97,6 +97,10 @@ class Evidence:
     calls: Sequence[Call]
     outages: Sequence[tuple[float, float]] = ()
     """From when until when messages could pass clients and streams by: deltas, never endings."""
+    loads: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What each sidecar that lives says it has on its hands."""
+    idle_tasks: int = 0
+    """How many tasks a sidecar without a request has."""
 
     def cut_off(self, sent_at: float, ended_at: float) -> bool:
         return any(sent_at <= end and ended_at >= start for start, end in self.outages)
@@ -108,7 +112,7 @@ class Evidence:
 
 def faults(sent: Sequence[Sent], evidence: Evidence) -> list[str]:
     """Every broken promise in one line each; an empty list is what one hopes for."""
-    found = list(_queue(evidence))
+    found = [*_queue(evidence), *left_over(evidence.loads, evidence.idle_tasks)]
     sent_at = {request.request_id: request.at for request in sent}
     for request_id, messages in evidence.replies.items():
         found += _stored(request_id, messages, evidence)
@@ -126,6 +130,14 @@ def _queue(evidence: Evidence) -> Iterator[str]:
     for consumer, count in evidence.unacknowledged.items():
         if count:
             yield f"consumer {consumer} has {count} unacknowledged deliveries"
+
+
+def left_over(loads: Mapping[str, Mapping[str, int]], idle_tasks: int) -> Iterator[str]:
+    """What sidecars still hold when there is nothing to do."""
+    for replica, load in loads.items():
+        for what, count in load.items():
+            if count > (idle_tasks if what == "tasks" else 0):
+                yield f"{replica} has {count} {what}"
 
 
 def _stored(request_id: str, messages: Sequence[Message], evidence: Evidence) -> Iterator[str]:

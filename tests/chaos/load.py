@@ -7,7 +7,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import nats
@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from processor import jetstream, subjects
 from processor.jetstream import JetStreamError, JetStreamUnavailable
-from tests.chaos.ledger import Evidence, Message, Sent
+from tests.chaos.ledger import Evidence, Message, Sent, left_over
 from tests.chaos.vendor import Call
 
 MODELS = ("haiku", "llama", "gemini", "auto")
@@ -65,6 +65,7 @@ class Load:
     def __init__(self, nc: Client, rng: random.Random, rate: float, *, asks_end: bool) -> None:
         self.sent: dict[str, Sent] = {}
         self.outages: list[tuple[float, float]] = []
+        self.idle_tasks = 0
         self.trying: set[str] = set()
         """Keys of the requests that are being sent, or sent again."""
         self._asks_end = asks_end
@@ -76,6 +77,7 @@ class Load:
 
     async def listen(self) -> None:
         await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_message)
+        self.idle_tasks = max(counts["tasks"] for counts in (await _loads(self._nc)).values())
 
     def stop(self) -> None:
         self._stop.set()
@@ -176,10 +178,12 @@ class Load:
 
 
 async def settled(nc: Client, load: Load) -> bool:
-    """Whether the queue is empty, nothing is unacknowledged, and every client has all that it waits for."""
+    """Whether the queue is empty, nothing is in work or unacknowledged, and every client has all that it waits for."""
     try:
         queued, unacknowledged = await _queue(nc)
     except _TROUBLE:
+        return False
+    if any(left_over(await _loads(nc), load.idle_tasks)):
         return False
     waits = any(r.listens and not r.satisfied and (r.kept or r.begun) for r in load.sent.values())
     return not queued and not any(unacknowledged.values()) and not waits
@@ -201,7 +205,22 @@ async def evidence(nc: Client, load: Load, calls: Sequence[Call]) -> Evidence:
         if (final := next((m for m in messages if m.event == "final"), None)) is not None:
             keys.setdefault(request_id, final.fields["response"].partition("/")[0])
     queued, unacknowledged = await _queue(nc)
-    return Evidence(replies, audit, keys, queued, unacknowledged, list(calls), load.outages)
+    loads = await _loads(nc)
+    return Evidence(replies, audit, keys, queued, unacknowledged, list(calls), load.outages, loads, load.idle_tasks)
+
+
+async def _loads(nc: Client) -> dict[str, dict[str, int]]:
+    """What each sidecar that lives has on its hands, by replica."""
+    inbox = nc.new_inbox()
+    sub = await nc.subscribe(inbox)
+    await nc.publish("$SRV.STATS.sidecar", reply=inbox)
+    found: dict[str, dict[str, int]] = {}
+    with suppress(nats.errors.TimeoutError):
+        while True:
+            stats = orjson.loads((await sub.next_msg(timeout=0.5)).data)
+            found[stats["metadata"]["replica"]] = stats["endpoints"][0]["data"]
+    await sub.unsubscribe()
+    return found
 
 
 async def _queue(nc: Client) -> tuple[int, dict[str, int]]:

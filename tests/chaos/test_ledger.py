@@ -37,6 +37,8 @@ EVIDENCE = Evidence(
     queued=0,
     unacknowledged={"high": 0},
     calls=[CALL],
+    loads={"here": {"running": 0, "reservations": 0, "tasks": 38}},
+    idle_tasks=38,
 )
 
 
@@ -93,6 +95,8 @@ def test_a_request_without_stream_hears_one_message() -> None:
     [
         (replace(EVIDENCE, queued=1), "LLM_REQUESTS still holds 1"),
         (replace(EVIDENCE, unacknowledged={"low": 2}), "consumer low has 2"),
+        (replace(EVIDENCE, loads={"here": {"reservations": 1}}), "here has 1 reservations"),
+        (replace(EVIDENCE, loads={"here": {"tasks": 39}}), "here has 39 tasks"),
         (replace(EVIDENCE, replies={}), "was kept and has no ending"),
         (replace(EVIDENCE, replies={"r1": [LAST, LAST]}), "2 endings in LLM_REPLIES"),
         (replace(EVIDENCE, replies={"r1": [*STREAM[1:], LAST]}), "attempt 1 is numbered"),

@@ -116,6 +116,22 @@ async def test_replicas_are_found_by_the_services_api_and_tell_their_models(nc: 
     assert (models["llama"]["available"], models["llama"]["answered_by"]) == (False, "gpt-oss-120b")
 
 
+async def test_a_replica_tells_what_it_has_on_its_hands_and_at_rest_that_is_nothing(
+    nc: Client, start: StartProcessor
+) -> None:
+    async def on_its_hands(count: int) -> bool:
+        stats = read(await nc.request("$SRV.STATS.sidecar", b"", timeout=2))
+        load: dict[str, int] = stats["endpoints"][0]["data"]
+        assert load.pop("tasks") > 0
+        return load == {"running": count, "parked": 0, "held": count, "reservations": count}
+
+    await start({"anthropic": slow(0.3)})
+    asking = asyncio.create_task(ask(nc, body()))
+    await wait_until(lambda: on_its_hands(1))
+    await asking
+    await wait_until(lambda: on_its_hands(0))
+
+
 async def test_asks_that_arrive_while_one_of_two_sidecars_stops_are_all_answered(
     nc: Client, start: StartProcessor
 ) -> None:

@@ -118,7 +118,9 @@ def test_rounds_are_bounded_pauses_are_bounded_and_nobody_is_tried_before_his_pa
             break
         index, not_before = options[0].index, options[0].not_before
         assert not_before - now <= BACKOFF_CAP_S
-        again = bool(trying.failures) and trying.failures[-1][0] == index and trying.failures[-1][1].kind == "model_noise"
+        again = (
+            bool(trying.failures) and trying.failures[-1][0] == index and trying.failures[-1][1].kind == "model_noise"
+        )
         assert tried[index] == 0 or again or all(tried[option.index] for option in options)
         now = max(now, not_before)
         tried[index] += 1
