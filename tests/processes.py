@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
@@ -11,6 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
+ENDED_S = 40.0
 SIDECAR = str(Path(sys.executable).parent / "sidecar")
 
 
@@ -33,7 +37,7 @@ class Ended:
 
 
 def _environment(settings: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, "LOG_FORMAT": "json", "COLUMNS": "200", **settings}
+    return {**os.environ, "LOG_FORMAT": "json", "PYTHONFAULTHANDLER": "1", "COLUMNS": "200", **settings}
 
 
 @asynccontextmanager
@@ -65,8 +69,17 @@ async def running(*command: str, **settings: str) -> AsyncIterator[Sidecar]:
     finally:
         if process.returncode is None:
             process.terminate()
-        await asyncio.wait_for(process.wait(), 40)
+        await _ended(process, sidecar.said)
         await listening
+
+
+async def _ended(process: Process, said: list[str]) -> None:
+    try:
+        await asyncio.wait_for(process.wait(), ENDED_S)
+    except TimeoutError:
+        process.send_signal(signal.SIGABRT)  # with PYTHONFAULTHANDLER, it says where it stands
+        await process.wait()
+        pytest.fail(f"no end in {ENDED_S:g} s:\n{''.join(said[-60:])}")
 
 
 async def command(*arguments: str, stdin: str | None = None, timeout_s: float = 60, **settings: str) -> Ended:
