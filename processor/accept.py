@@ -23,6 +23,13 @@ class Accepted:
     request: Request
     deadline: datetime | None
 
+    def left_s(self, now: datetime) -> float | None:
+        """Seconds to the deadline, None without one."""
+        return None if self.deadline is None else (self.deadline - now).total_seconds()
+
+    def is_expired(self, now: datetime) -> bool:
+        return self.deadline is not None and now >= self.deadline
+
 
 def reply_subject(request_id: str, headers: Mapping[str, str], prefixes: tuple[str, ...]) -> str | None:
     """Where the client wants the answer beside `LLM_REPLIES`, or None.

@@ -16,12 +16,15 @@ from processor.health import Health, Place, places
 from processor.limits import Limits, Reservation
 from processor.outcome import LONGEST_PARK_S, HandBack, Option, Wait, standstill
 from processor.schedule import Schedule
-from processor.slots import Slot
+from processor.slots import Dismissed, Slot
 from processor.subjects import Priority
+from processor.tasks import happens
 from processor.waiting import Line, Waiter
 
 FRESH_S = 0.5
-"""How old a reservation may be when its call begins; the bucket's guard allows for three times as much."""
+"""How old a reservation should be at most when its call begins …"""
+STALE_S = 1.0
+"""… and may be where the limits answer slowly: the bucket's guard allows for half as much again."""
 LOOK_AGAIN_S = 1.0
 """How often the first in line asks again: requests that end early, here or on another replica, give room back."""
 
@@ -122,17 +125,25 @@ class Admission:
         self._schedule = schedule
         self._lines: dict[Place, Line] = {}
         self._pacers = _pacers(catalog)
+        self._inside: set[Waiter] = set()
         self._closing = False
         health.on_closed(self._reopen)
 
     def close(self) -> None:
-        """Park nobody any more: who is parked, or would be, is handed back at once."""
-        self._closing = True
-        for line in self._lines.values():
-            line.wake_all()
+        """Park nobody any more: who is parked, or would be, is handed back at once.
 
-    async def enter(self, entrant: Entrant, options: Sequence[Option]) -> Admitted:
+        Who wakes now wants a slot again: they are to be dismissed.
+        """
+        self._closing = True
+        for waiter in self._inside:
+            waiter.wake()
+
+    async def enter(
+        self, entrant: Entrant, options: Sequence[Option], still_wanted: Callable[[], Awaitable[None]]
+    ) -> Admitted:
         """The first option that may be called, parked without a slot until there is one.
+
+        `still_wanted` is asked after each wait, before anything is reserved, and raises where it is not.
 
         Raises:
             RequestError: `rate_limited` or `unavailable` where none is free before the deadline, `too_large` where the
@@ -141,6 +152,7 @@ class Admission:
         """
         woken = asyncio.Event()
         waiter = Waiter(entrant.slot.priority, woken.set)
+        self._inside.add(waiter)
         try:
             while True:
                 woken.clear()
@@ -153,7 +165,9 @@ class Admission:
                     entrant.passed_over[option.index] = tried.why
                 self._stand_in_line(waiter, blocked.values())
                 await self._park(entrant, waiter, blocked, woken)
+                await still_wanted()
         finally:
+            self._inside.discard(waiter)
             self._leave(waiter)
 
     async def try_now(self, entrant: Entrant, options: Sequence[Option]) -> Admitted | None:
@@ -169,9 +183,13 @@ class Admission:
         model, need = entrant.candidates[option.index].model, entrant.candidates[option.index].need
         if option.not_before > now:
             return _Blocked(None, option.not_before, "it failed, and is tried again later", limited=False)
+        critical = waiter.priority is Priority.CRITICAL
         for place in places(model):
-            if (line := self._lines.get(place)) is not None and not line.may_try(waiter):
+            if (line := self._lines.get(place)) is None:
+                continue
+            if not line.may_try(waiter):
                 return _Blocked(place, max(now, line.open_at), "others wait for its limit")
+            critical = critical or line.is_overdue(waiter)
         if (unwell := self._health.refusal(model)) is not None:
             return _Blocked(unwell.place, now + unwell.wait_s, unwell.why, limited=False)
         if (pacer := self._pacers.get(model.provider)) is not None:
@@ -179,7 +197,7 @@ class Admission:
                 return _Blocked((model.provider, ""), now + pacer.time_period, "its requests are spaced")
             await pacer.acquire()
         await self._open(model.provider)
-        reserved = await self._reserve(model, need, waiter.priority)
+        reserved = await self._reserve(model, need, critical=critical)
         if isinstance(reserved, Denied):
             return _Blocked((model.provider, reserved.scope), now + reserved.wait_s, reserved.why)
         entrant.passed_over.pop(option.index, None)
@@ -188,26 +206,29 @@ class Admission:
                 line.passed(waiter.priority)
         return Admitted(option.index, reserved)
 
-    async def _reserve(self, model: CatalogModel, need: Need, priority: Priority) -> Reservation | Denied:
-        """A reservation of this moment: one that took long to come is given back, for its window began long ago."""
+    async def _reserve(self, model: CatalogModel, need: Need, *, critical: bool) -> Reservation | Denied:
+        """A reservation of this moment: one that was long in coming is given back, for its window began long ago."""
         self._health.started(model)
         try:
-            while True:
+            for oldest_s in (FRESH_S, STALE_S):
                 asked = time.monotonic()
-                reserved = await self._limits.reserve(model, need, critical=priority is Priority.CRITICAL)
+                reserved = await self._limits.reserve(model, need, critical=critical)
                 if isinstance(reserved, Denied):
                     self._health.abandoned(model)
                     return reserved
-                if time.monotonic() - asked < FRESH_S:
+                if time.monotonic() - asked < oldest_s:
                     return reserved
                 self._limits.settle(reserved, None)
         except BaseException:
             self._health.abandoned(model)
             raise
+        self._health.abandoned(model)
+        return Denied(LOOK_AGAIN_S, "", "its limits are slow to answer")
 
     def _stand_in_line(self, waiter: Waiter, blocked: Collection[_Blocked]) -> None:
-        """In the line of each place that stopped it, and in no other."""
-        places = {b.place: b.until for b in blocked if b.place is not None}
+        """In the line of each place that stopped it and will be free soon, and in no other."""
+        soon = time.monotonic() + LONGEST_PARK_S
+        places = {b.place: b.until for b in blocked if b.place is not None and b.until <= soon}
         for place, until in places.items():
             line = self._lines.setdefault(place, Line(self._schedule))
             line.join(waiter)
@@ -237,15 +258,25 @@ class Admission:
                 raise decision
             case HandBack(wait_s):
                 raise HandedBack(wait_s)
-        # Only the first of a line may try; whoever stands behind is woken when it becomes the first.
-        own = [b.until for b in blocked.values() if b.place is None or self._lines[b.place].first() is waiter]
-        sleep_s = min(min(own) - now, LOOK_AGAIN_S) if own else LONGEST_PARK_S
         priority = entrant.slot.priority
         self.parked.change(priority, +1)
         try:
-            await entrant.slot.parked(_happens(woken, max(0.0, sleep_s)))
+            await entrant.slot.parked(happens(woken, self._sleep_s(waiter, blocked.values(), now)))
+        except Dismissed:
+            raise HandedBack(0) from None
         finally:
             self.parked.change(priority, -1)
+
+    def _sleep_s(self, waiter: Waiter, blocked: Collection[_Blocked], now: float) -> float:
+        """Until it may try again, unless it is woken: who stands behind others in a line is, when it is the first."""
+        until = now + LONGEST_PARK_S
+        for one in blocked:
+            line = self._lines.get(one.place) if one.place is not None else None
+            if line is None or waiter not in line:
+                until = min(until, one.until)
+            elif line.first() is waiter:
+                until = min(until, one.until, now + LOOK_AGAIN_S)
+        return max(0.0, until - now)
 
     def _reopen(self, place: Place) -> None:
         """A breaker closed: whoever waits for it need not wait longer."""
@@ -256,10 +287,3 @@ class Admission:
 
 def _pacers(catalog: Catalog) -> Mapping[str, AsyncLimiter]:
     return {provider: AsyncLimiter(1, 1 / limits.pace) for provider, limits in catalog.limits.items() if limits.pace}
-
-
-async def _happens(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return

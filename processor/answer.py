@@ -25,6 +25,7 @@ from processor.reply_bodies import Considered, FinalReply, ReplyRoute, ReplyUsag
 from processor.router import Candidate, Route, route
 from processor.slots import Slot
 from processor.subjects import Priority
+from processor.tasks import stop_if_cancelled
 from providers.errors import ProviderError, RateLimited
 
 LOOK_AGAIN_S = 0.2
@@ -137,11 +138,11 @@ class Answerer:
         """
         work = self._begin(request, context)
         while options := work.plan.options():
+            await self._look_again(work)
             try:
-                admitted = await self._admission.enter(work.entrant, options)
+                admitted = await self._admission.enter(work.entrant, options, partial(self._look_again, work))
             except RequestError as error:
                 raise _with_failures(error, work) from None
-            await self._look_again(work, admitted)
             done = await self._call(work, admitted, options)
             if done is not None:
                 run, index, record = done
@@ -149,18 +150,13 @@ class Answerer:
         failures = [(work.chosen.candidates[index].name, error) for index, error in work.plan.failures]
         raise verdict(failures, [(r.model, r.reason) for r in work.chosen.refusals])
 
-    async def _look_again(self, work: _Work, admitted: Admitted) -> None:
+    async def _look_again(self, work: _Work) -> None:
         """After a wait, make sure that the request has not ended meanwhile: it may have been delivered twice."""
         if time.monotonic() - work.looked_at < LOOK_AGAIN_S:
             return
-        drop = partial(self._attempts.drop, work.chosen.candidates[admitted.index].model, admitted.reservation)
-        try:
-            ending = await work.context.replies.ending(work.context.outbox.request_id)
-        except BaseException:
-            drop()
-            raise
+        ending = await work.context.replies.ending(work.context.outbox.request_id)
+        stop_if_cancelled()
         if ending is not None:
-            drop()
             raise EndedElsewhere(ending)
         work.looked_at = time.monotonic()
 

@@ -16,6 +16,7 @@ from processor.bus import Bus
 from processor.errors import RequestError
 from processor.jetstream import StoredMessage
 from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
+from processor.tasks import happens
 from providers.base import TextDelta, ThinkingDelta, ToolCallDelta
 
 PROBE_EVERY = 20
@@ -184,21 +185,13 @@ class Probes:
                 await self._bus.publish(subject, ending.body, ending.headers, reply=self.subject(token))
                 if sentinel:
                     await self._bus.publish(subject, b"")
-                if not await _happens(missed, _RETRY_S):
+                if not await happens(missed, _RETRY_S):
                     return True
                 if loop.time() > deadline:
                     return False
                 await asyncio.sleep(_RETRY_S)
         finally:
             del self._waiting[token]
-
-
-async def _happens(event: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return False
-    return True
 
 
 class Replies:

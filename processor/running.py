@@ -20,6 +20,7 @@ from processor.exits import Exit, Fatal
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.log import configure_logging
 from processor.service import Processor, processor
+from processor.tasks import happens
 
 START_AGAIN_S = 2.0
 _NO_BROKER = (OSError, nats.errors.NoServersError, JetStreamUnavailable)
@@ -45,7 +46,7 @@ async def serve(settings: Settings, *, embedded: bool) -> int:
                     lost = await _run_once(settings, url, stopping)
                 except (*_NO_BROKER, JetStreamError) as error:
                     log.warning("no broker yet", error=str(error))
-                    await _happens(stopping, START_AGAIN_S)
+                    await happens(stopping, START_AGAIN_S)
     except (BrokerError, CatalogError, ValidationError) as error:
         raise Fatal(str(error)) from error
     except _NO_BROKER as error:
@@ -73,11 +74,6 @@ async def _run_once(settings: Settings, url: str, stopping: asyncio.Event) -> bo
 async def _stop_when(stopping: asyncio.Event, running: Processor) -> None:
     await stopping.wait()
     running.stop()
-
-
-async def _happens(event: asyncio.Event, timeout_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)
 
 
 @contextlib.asynccontextmanager

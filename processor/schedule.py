@@ -26,8 +26,11 @@ class Schedule:
         """Weights of the lanes, the most urgent first: (70, 15, 10, 5)."""
         return cls({p: weight / sum(weights) for p, weight in zip(Priority, weights, strict=True)})
 
-    def pick(self, waiting: Collection[Priority]) -> tuple[Priority, Schedule]:
-        """The lane that goes next, and the schedule after it. Raises ValueError where none waits."""
+    def pick(self, waiting: Collection[Priority], held_up: Collection[Priority] = ()) -> tuple[Priority, Schedule]:
+        """The lane that goes next, and the schedule after it. Raises ValueError where none waits.
+
+        Lanes that are `held_up` wait too, but cannot go now: they gain nothing, and keep what they have.
+        """
         lanes = [p for p in Priority if p in waiting]
         if not lanes:
             raise ValueError("no lane waits")
@@ -35,6 +38,7 @@ class Schedule:
         chosen = max(due, key=self.gathered.__getitem__) if due else lanes[0]
         gains = self.shares if len(lanes) > 1 else {}
         gathered = {p: self.gathered.get(p, 0.0) + gains.get(p, 0.0) for p in lanes}
+        gathered |= {p: self.gathered[p] for p in held_up if p not in lanes and p in self.gathered}
         gathered[chosen] = max(0.0, gathered[chosen] - 1.0)
         return chosen, Schedule(self.shares, gathered)
 

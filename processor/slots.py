@@ -13,32 +13,43 @@ from processor.subjects import Priority
 T = TypeVar("T")
 
 
+class Dismissed(Exception):
+    """No slot for those who come back: this processor stops."""
+
+
 class Slots:
-    """`kept` of `total` slots are only for critical; the rest go by `schedule`."""
+    """`kept` of `total` slots are only for critical; the rest go by `schedule`.
+
+    In a lane, who comes back from a wait goes before who is new.
+    """
 
     def __init__(self, total: int, kept: int, schedule: Schedule) -> None:
         self._total = total
         self._most_of_lower = slots_for(Priority.HIGH, total, kept)
         self._schedule = schedule
         self._taken: dict[Priority, int] = dict.fromkeys(Priority, 0)
-        self._waiting: dict[Priority, deque[asyncio.Future[None]]] = {p: deque() for p in Priority}
+        self._returning: dict[Priority, deque[asyncio.Future[None]]] = {p: deque() for p in Priority}
+        self._new: dict[Priority, deque[asyncio.Future[None]]] = {p: deque() for p in Priority}
+        self._dismissed = False
 
     @property
     def taken(self) -> int:
         return sum(self._taken.values())
 
-    async def acquire(self, priority: Priority, *, first: bool = False) -> None:
-        """Wait for a slot; with `first`, before all others of the lane."""
+    async def acquire(self, priority: Priority, *, returning: bool = False) -> None:
+        """Wait for a slot. Raises Dismissed, where one returns, after `dismiss`."""
+        if returning and self._dismissed:
+            raise Dismissed
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line = self._waiting[priority]
-        line.appendleft(turn) if first else line.append(turn)
+        line = (self._returning if returning else self._new)[priority]
+        line.append(turn)
         self._grant()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
                 line.remove(turn)
-            else:  # it was granted in the same moment
+            elif turn.exception() is None:  # it was granted in the same moment
                 self.release(priority)
             raise
 
@@ -46,16 +57,33 @@ class Slots:
         self._taken[priority] -= 1
         self._grant()
 
-    def _grant(self) -> None:
-        while waiting := {p: turn for p in Priority if self._may_start(p) and (turn := self._next(p)) is not None}:
-            priority, self._schedule = self._schedule.pick(waiting)
-            self._taken[priority] += 1
-            self._waiting[priority].remove(waiting[priority])
-            waiting[priority].set_result(None)
+    def dismiss(self) -> None:
+        """From now on, who comes back from a wait gets no slot."""
+        self._dismissed = True
+        for line in self._returning.values():
+            while line:
+                if not (turn := line.popleft()).done():
+                    turn.set_exception(Dismissed())
 
-    def _next(self, priority: Priority) -> asyncio.Future[None] | None:
+    def _grant(self) -> None:
+        while True:
+            waiting = {p: found for p in Priority if (found := self._next(p)) is not None}
+            startable = [p for p in waiting if self._may_start(p)]
+            if not startable:
+                return
+            priority, self._schedule = self._schedule.pick(startable, held_up=waiting)
+            line, turn = waiting[priority]
+            self._taken[priority] += 1
+            line.remove(turn)
+            turn.set_result(None)
+
+    def _next(self, priority: Priority) -> tuple[deque[asyncio.Future[None]], asyncio.Future[None]] | None:
         """The lane's first who still waits: one that was cancelled stands there until its task has run."""
-        return next((turn for turn in self._waiting[priority] if not turn.done()), None)
+        for line in (self._returning[priority], self._new[priority]):
+            for turn in line:
+                if not turn.done():
+                    return line, turn
+        return None
 
     def _may_start(self, priority: Priority) -> bool:
         if self.taken >= self._total:
@@ -71,8 +99,8 @@ class Slot:
         self._slots = slots
         self._held = False
 
-    async def acquire(self, *, first: bool = False) -> None:
-        await self._slots.acquire(self.priority, first=first)
+    async def acquire(self, *, returning: bool = False) -> None:
+        await self._slots.acquire(self.priority, returning=returning)
         self._held = True
 
     def release(self) -> None:
@@ -82,8 +110,12 @@ class Slot:
             self._slots.release(self.priority)
 
     async def parked(self, waiting: Awaitable[T]) -> T:
-        """Wait without the slot, then take one again before the lane's new requests; none if it is cancelled."""
+        """Wait without the slot, then take one again before the lane's new requests; none if it is cancelled.
+
+        Raises:
+            Dismissed: the processor stops.
+        """
         self.release()
         result = await waiting
-        await self.acquire(first=True)
+        await self.acquire(returning=True)
         return result

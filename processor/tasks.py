@@ -1,4 +1,4 @@
-"""Tasks that run beside whoever started them, kept by an owner until they end."""
+"""Tasks beside whoever started them, kept by an owner until they end; and waits that lose no cancellation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from typing import Any
 import structlog
 
 log = structlog.get_logger(__name__)
+
+
+async def happens(event: asyncio.Event, timeout_s: float) -> bool:
+    """Whether it happens within that time. Python 3.11's `wait_for` would lose a cancellation of the same moment."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def stop_if_cancelled() -> None:
+    """Raise CancelledError if this task was cancelled and a `wait_for` inside a library has swallowed it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class OwnedTasks:

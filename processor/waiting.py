@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from processor.schedule import Schedule
 from processor.subjects import Priority
+
+PASSES: Final = 50
+"""So many critical requests may go past a lower lane whose share is due: it waits for its slot or its part of a limit,
+which an alert must not wait for, but not for ever."""
 
 
 @dataclass(eq=False, slots=True)
@@ -33,7 +38,9 @@ class Line:
     open_at: float = 0.0
     _waiting: dict[Priority, deque[Waiter]] = field(default_factory=lambda: {p: deque() for p in Priority})
     _turn: Priority | None = None
-    """The lane whose share is due, where that is not the most urgent one."""
+    """The lane whose share is due, where that is not the most urgent one …"""
+    _passed_by: int = 0
+    """… and how many critical requests went past it since."""
 
     def __bool__(self) -> bool:
         return any(self._waiting.values())
@@ -51,6 +58,8 @@ class Line:
             return
         first = self.first()
         self._waiting[waiter.priority].remove(waiter)
+        if self._turn is not None and self._due() is None:
+            self._turn, self._passed_by = None, 0
         self._wake_unless(first)
 
     def passed(self, priority: Priority) -> None:
@@ -58,32 +67,43 @@ class Line:
         if not self:
             return
         first = self.first()
-        lanes = [p for p in Priority if self._waiting[p] or p is priority]
-        chosen, self.schedule = self.schedule.pick(lanes)
-        self._turn = chosen if chosen is not lanes[0] else None
+        if priority is Priority.CRITICAL and self._due() is not None:
+            self._passed_by += 1
+        else:
+            lanes = [p for p in Priority if self._waiting[p] or p is priority]
+            chosen, self.schedule = self.schedule.pick(lanes)
+            self._turn, self._passed_by = chosen if chosen is not lanes[0] else None, 0
         self._wake_unless(first)
 
     def _wake_unless(self, before: Waiter | None) -> None:
         if (first := self.first()) is not None and first is not before:
             first.wake()
 
-    def wake_all(self) -> None:
-        for line in self._waiting.values():
-            for waiter in line:
-                waiter.wake()
-
     def first(self) -> Waiter | None:
         lanes = [p for p in Priority if self._waiting[p]]
         if not lanes:
             return None
-        return self._waiting[self._due() or lanes[0]][0]
+        due = self._due()
+        if due is None or (lanes[0] is Priority.CRITICAL and not self._is_overdue):
+            return self._waiting[lanes[0]][0]
+        return self._waiting[due][0]
 
     def may_try(self, waiter: Waiter) -> bool:
         """Whether nobody stands before it: it is the first here, or would be."""
         first = self.first()
         if first is None or first is waiter:
             return True
-        return waiter not in self and self._due() is None and waiter.priority.before(first.priority)
+        if waiter in self or not waiter.priority.before(first.priority):
+            return False
+        return self._due() is None or (waiter.priority is Priority.CRITICAL and not self._is_overdue)
+
+    def is_overdue(self, waiter: Waiter) -> bool:
+        """Whether it is the first and has been passed by so often that it may use what is kept for critical."""
+        return self._is_overdue and self.first() is waiter
+
+    @property
+    def _is_overdue(self) -> bool:
+        return self._passed_by >= PASSES and self._due() is not None
 
     def _due(self) -> Priority | None:
         return self._turn if self._turn is not None and self._waiting[self._turn] else None

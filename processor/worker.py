@@ -64,6 +64,8 @@ class Job:
     copies: list[Delivery] = field(default_factory=list)
     """The same id on other lanes: one request, whose ending they are given when it has one."""
     tally: Tally = field(default_factory=Tally)
+    deaths: int = 0
+    """How many workers died with it before."""
     tenant: str = "default"
     streamed: bool = False
     """The client asked for a stream, and reads on until the empty message."""
@@ -157,6 +159,7 @@ class Worker:
 
     async def drain(self, grace_s: float) -> None:
         """Let running requests end within `grace_s` seconds; hand the parked ones back at once, then the rest."""
+        self._slots.dismiss()
         self._admission.close()
         await self._jobs.join(grace_s)
         self._leaving = True
@@ -218,9 +221,9 @@ class Worker:
             if await self.redelivery.runs_elsewhere(delivery):
                 await delivery.hand_back(RUNS_ELSEWHERE_S)
                 return
-            died = await handbacks.deaths(self._bus, delivery.request_id, delivery.count)
-            if died >= MAX_DEATHS:
-                raise RequestError(ErrorType.INTERNAL, f"gave up: {died} workers died with it")
+            job.deaths = await handbacks.deaths(self._bus, delivery.request_id, delivery.count)
+            if job.deaths >= MAX_DEATHS:
+                raise RequestError(ErrorType.INTERNAL, f"gave up: {job.deaths} workers died with it")
         except RequestError as poison:
             job.streamed = asks_for_stream(delivery.body)
             await deadletters.bury(self._bus, delivery, poison)
@@ -248,29 +251,34 @@ class Worker:
         if self._cancelled.pop(delivery.request_id, False):
             return RequestError(ErrorType.CANCELLED, Stop.CANCELLED), AuditEvent.CANCELLED
         expired = RequestError(ErrorType.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete")
-        left = None if accepted.deadline is None else (accepted.deadline - datetime.now(UTC)).total_seconds()
-        if left is not None and left <= 0:
+        if accepted.is_expired(datetime.now(UTC)):
             return expired, AuditEvent.EXPIRED
-        # An earlier delivery may have died before its attempt was written down: the next free number is a guess.
-        first = (
-            1 if delivery.count == 1 else max(await last_attempt(self._bus, delivery.request_id) + 1, delivery.count)
-        )
+        first = await self._first_attempt(job)
         if job.stopped is not None:
             return RequestError(ErrorType.CANCELLED, job.stopped), AuditEvent.CANCELLED
+        if accepted.is_expired(now := datetime.now(UTC)):
+            return expired, AuditEvent.EXPIRED
         common = self._common(job)
         context = Context(
             outbox, job.tally, job.slot, delivery.accepted, accepted.deadline, first, common, self._replies
         )
         job.call = asyncio.create_task(self._answerer.answer(accepted.request, context))
         try:
-            await asyncio.wait({job.call}, timeout=left)
-            if not job.call.done():
-                return expired, AuditEvent.EXPIRED
-            if job.call.cancelled():
-                return RequestError(ErrorType.CANCELLED, job.stopped or Stop.CANCELLED), AuditEvent.CANCELLED
+            await asyncio.wait({job.call}, timeout=accepted.left_s(now))
+            in_time = job.call.done()
+        finally:
+            job.call.cancel()
+            await asyncio.wait({job.call})
+        try:
             answered = job.call.result()
             await self._audit.write(answered.attempt)
             return answered.reply, AuditEvent.COMPLETED
+        except asyncio.CancelledError:
+            if not job.call.cancelled():
+                raise
+            if in_time or job.stopped is not None:
+                return RequestError(ErrorType.CANCELLED, job.stopped or Stop.CANCELLED), AuditEvent.CANCELLED
+            return expired, AuditEvent.EXPIRED
         except RequestError as error:
             return error, AuditEvent.FAILED
         except MessageTooLarge as error:
@@ -280,9 +288,12 @@ class Worker:
         except Exception:
             log.exception("request failed in the sidecar itself", id=delivery.request_id)
             return RequestError(ErrorType.INTERNAL, "the sidecar failed; its log says why"), AuditEvent.FAILED
-        finally:
-            job.call.cancel()
-            await asyncio.wait({job.call})
+
+    async def _first_attempt(self, job: Job) -> int:
+        """The number of this delivery's first attempt: a worker that died may not have written its own down."""
+        if job.delivery.count == 1:
+            return 1
+        return max(await last_attempt(self._bus, job.delivery.request_id), job.deaths) + 1
 
     async def _end(self, job: Job, outbox: Outbox, result: FinalReply | RequestError, event: AuditEvent) -> None:
         """Store the ending; if a worker was faster, or the broker refuses its size, another one counts."""

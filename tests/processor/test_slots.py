@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.schedule import Schedule
-from processor.slots import Slot, Slots
+from processor.slots import Dismissed, Slot, Slots
 from processor.subjects import Priority
 
 SCHEDULE = Schedule.of((70, 15, 10, 5))
@@ -119,3 +120,55 @@ def test_whatever_comes_goes_and_is_cancelled_slots_are_neither_lost_nor_doubled
         await acquired(slots, Priority.LOW)
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("every", [0, 100, 15, 8])
+async def test_a_trickle_of_critical_through_its_own_slot_takes_nothing_from_the_shares_of_others(every: int) -> None:
+    slots, got, running = Slots(10, 1, SCHEDULE), Counter[Priority](), list[Priority]()
+    tasks = set[asyncio.Task[None]]()
+
+    async def come(priority: Priority) -> None:
+        await slots.acquire(priority)
+        got[priority] += 1
+        running.append(priority)
+
+    def comes(priority: Priority) -> None:
+        tasks.add(asyncio.create_task(come(priority)))
+
+    for priority in [Priority.HIGH] * 30 + [Priority.MEDIUM, Priority.LOW]:
+        comes(priority)
+    await asyncio.sleep(0)
+    for pick in range(1, 1001):
+        before = Counter(got)
+        if every and pick % every == 0:
+            comes(Priority.CRITICAL)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            running.remove(Priority.CRITICAL)
+            slots.release(Priority.CRITICAL)
+        slots.release(running.pop(0))
+        await asyncio.sleep(0)
+        for priority in (Priority.HIGH, Priority.MEDIUM, Priority.LOW):
+            if got[priority] > before[priority]:
+                comes(priority)
+        await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert (got[Priority.MEDIUM] // 10, got[Priority.LOW] // 10) == (9, 4)
+
+
+async def test_who_comes_back_after_the_end_is_dismissed_and_who_is_new_is_not() -> None:
+    slots = Slots(1, 0, SCHEDULE)
+    running = await acquired(slots, Priority.HIGH)
+    coming = asyncio.create_task(Slot(slots, Priority.LOW).acquire(returning=True))
+    new = asyncio.create_task(Slot(slots, Priority.LOW).acquire())
+    await asyncio.sleep(0)
+    slots.dismiss()
+    with pytest.raises(Dismissed):
+        await coming
+    with pytest.raises(Dismissed):
+        await slots.acquire(Priority.LOW, returning=True)
+    running.release()
+    await new
+    assert slots.taken == 1

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from processor.schedule import Schedule
 from processor.subjects import Priority
-from processor.waiting import Line, Waiter
+from processor.waiting import PASSES, Line, Waiter
 
 SCHEDULE = Schedule.of((70, 15, 10, 5))
 
@@ -105,3 +105,31 @@ def test_a_line_with_waiters_always_has_a_first_who_may_try_and_was_woken_if_he_
             assert line.may_try(before)
             assert id(before) in knows or before in woken
         assert sum(line.may_try(one) for one in waiting) == min(1, len(waiting))
+
+
+def test_critical_goes_past_a_lower_lane_whose_turn_it_is_but_not_for_ever() -> None:
+    woken: list[Waiter] = []
+    line, low = Line(SCHEDULE), waiter(Priority.LOW, woken)
+    line.join(low)
+    while line.may_try(waiter(Priority.HIGH)):
+        line.passed(Priority.HIGH)
+    passed = 0
+    while line.may_try(waiter(Priority.CRITICAL)):
+        assert not line.is_overdue(low)
+        line.passed(Priority.CRITICAL)
+        passed += 1
+    assert (passed, line.is_overdue(low)) == (PASSES, True)
+    line.passed(Priority.LOW)
+    line.leave(low)
+    assert line.may_try(waiter(Priority.HIGH))
+
+
+def test_critical_that_waits_is_before_a_lower_lane_whose_turn_it_is() -> None:
+    line, low, critical = Line(SCHEDULE), waiter(Priority.LOW), waiter(Priority.CRITICAL)
+    line.join(low)
+    while line.may_try(waiter(Priority.HIGH)):
+        line.passed(Priority.HIGH)
+    line.join(critical)
+    assert line.first() is critical
+    line.leave(critical)
+    assert line.first() is low

@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client
 
 from processor import jetstream, worker
-from processor.audit import Attempt, AuditLog
+from processor.audit import Attempt, AuditLog, last_attempt
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamUnavailable
@@ -228,3 +228,25 @@ async def test_what_the_broker_forgot_to_have_delivered_is_not_run_twice_at_once
     reply = await wait_until(lambda: stored(nc, "job-1"))
     await wait_until(lambda: none_queued(nc))
     assert (reply["response"], first.calls, second.calls) == ("Hello.", 1, 0)
+
+
+async def test_a_deadline_that_passes_while_earlier_attempts_are_looked_up_is_kept(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = last_attempt
+
+    async def slowly(bus: Bus, request_id: str) -> int:
+        found = await look(bus, request_id)
+        await asyncio.sleep(1.5)
+        return found
+
+    monkeypatch.setattr(worker, "last_attempt", slowly)
+    await nc.jetstream().publish("llm.request.low.job-1", body(deadline_ms=1_500))
+    endless = slow(60)
+    first = await start({"anthropic": endless}, shutdown_grace=0)
+    await wait_until(lambda: endless.calls)
+    first.stop()
+    vendor = ScriptedProvider(answer())
+    await start({"anthropic": vendor}, replica="second")
+    reply = await wait_until(lambda: stored(nc, "job-1"))
+    assert (reply["error"]["type"], vendor.calls) == ("deadline_exceeded", 0)
