@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -153,6 +154,10 @@ class AuditLog:
             await jetstream.publish(self._bus, subject, body, headers, timeout_s=WRITE_TIMEOUT_S)
         except (JetStreamUnavailable, JetStreamError, MessageTooLarge, nats.errors.Error) as error:
             self._lose(entry, str(error))
+
+    async def write_within(self, entry: Received | Attempt | Ended, wait_s: float) -> None:
+        """Keep `entry`, waiting at most `wait_s` for that; the writing goes on."""
+        await asyncio.wait({self._writing.start(self.write(entry))}, timeout=wait_s)
 
     def write_soon(self, entry: Received | Attempt | Ended) -> None:
         if len(self._writing) < MAX_UNWRITTEN:

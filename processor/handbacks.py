@@ -32,23 +32,34 @@ class HandedBackAt:
         """How many workers had died when the request was delivered for the `delivery`th time."""
         return self.deaths + max(0, delivery - 1 - self.delivery)
 
+    def ended(self, delivery: int) -> bool:
+        """Whether that delivery is over, without a death: nobody is at work on it."""
+        return self.delivery >= delivery
 
-async def deaths(bus: Bus, request_id: str, delivery: int) -> int:
-    """How many workers died with the request before this delivery.
+
+async def noted(bus: Bus, request_id: str, delivery: int) -> HandedBackAt:
+    """What was noted before this delivery.
 
     Raises:
         JetStreamUnavailable: the broker does not answer.
     """
     if delivery == 1:
-        return 0
+        return HandedBackAt()
     note = await jetstream.last_message(bus.nc, subjects.STATE, subjects.handed_back(request_id))
-    return (HandedBackAt(**orjson.loads(note.body)) if note else HandedBackAt()).deaths_before(delivery)
+    return HandedBackAt(**orjson.loads(note.body)) if note else HandedBackAt()
 
 
-async def note(bus: Bus, request_id: str, delivery: int) -> None:
-    """Write down that this delivery is being handed back. Where that fails, it will count as a death."""
+async def note(bus: Bus, request_id: str, delivery: int, *, owner_lives: bool = False) -> None:
+    """Write down that this delivery is no death; with `owner_lives`, the one before it is none either.
+
+    Where that fails, it will count as one.
+    """
     try:
-        body = orjson.dumps({"delivery": delivery, "deaths": await deaths(bus, request_id, delivery)})
+        before = await noted(bus, request_id, delivery)
+        deaths = before.deaths_before(delivery)
+        if owner_lives:
+            deaths = max(before.deaths, deaths - 1)
+        body = orjson.dumps({"delivery": delivery, "deaths": deaths})
         headers = {"Nats-Msg-Id": f"{request_id}:handback:{delivery}"}
         await jetstream.publish(bus, subjects.handed_back(request_id), body, headers, timeout_s=_WRITE_S)
     except (JetStreamUnavailable, JetStreamError, nats.errors.Error) as error:

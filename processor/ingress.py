@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ class Ask:
     detached: bool
     """Header Reply-To was given: the inbox gets the PubAck."""
     trace: dict[str, str]
+
+    @property
+    def told(self) -> str | None:
+        """Where an ending is told, beside the place where all are kept."""
+        return None if self.reply_to == subjects.reply(self.request_id) else self.reply_to
 
 
 def named_id(headers: Mapping[str, str]) -> str | None:
@@ -155,11 +161,9 @@ class Ingress:
         return ask.request.deadline_ms / 1000 if ask.request.deadline_ms else self._timeout_s
 
     def _let_in(self, ask: Ask) -> None:
-        allowed_s = self._allowed_s(ask)
-        if self._backlog.may_outwait(ask.priority, allowed_s):
-            # No worker would tell the client in time.
-            self._withdrawals.at_deadline(ask.request_id, allowed_s)
         self._backlog.let_in(ask.priority)
+        # Where it is still queued then, or held for a worker that is long in coming, nobody else would tell the client.
+        self._withdrawals.at_deadline(ask.request_id, self._allowed_s(ask))
 
     async def _is_queued(self, ask: Ask) -> bool:
         return not ask.fresh and await self._queued(ask) is not None
@@ -198,16 +202,29 @@ class Ingress:
 
     async def _join(self, ask: Ask) -> None:
         """The id is queued, running or just done: wait for that run's ending."""
+        await self._bus.publish(subjects.joined(ask.request_id), b"")
         timeout_s = self._allowed_s(ask)
-        ending = await self._replies.wait_for_ending(ask.request_id, timeout_s)
+        try:
+            ending = await self._replies.wait_for_ending(ask.request_id, timeout_s)
+        except (nats.errors.Error, JetStreamUnavailable) as error:
+            log.error("joined ask failed", id=ask.request_id, error=repr(error))
+            ending = self._ask_again(ask, "the queue does not answer")
+        except asyncio.CancelledError:
+            if ask.told is not None:
+                await self._say(ask.told, self._ask_again(ask, "this sidecar stops"), sentinel=ask.request.stream)
+            raise
         if ending is None:
             late = f"the earlier request {ask.request_id} has not ended in {timeout_s:g} s"
             ending = Ending.refusal(ask.request_id, RequestError(ErrorType.DEADLINE_EXCEEDED, late))
         await self._hand_over(ask, ending)
 
+    def _ask_again(self, ask: Ask, why: str) -> Ending:
+        said = f"{why}; ask again with the same id"
+        return Ending.refusal(ask.request_id, RequestError(ErrorType.UNAVAILABLE, said, retry_after_s=1.0))
+
     async def _hand_over(self, ask: Ask, ending: Ending) -> None:
-        if ask.reply_to is not None and ask.reply_to != subjects.reply(ask.request_id):
-            await self._probes.deliver(ask.reply_to, ending, sentinel=ask.request.stream)
+        if ask.told is not None:
+            await self._probes.deliver(ask.told, ending, sentinel=ask.request.stream)
 
     async def _confirm(self, msg: Msg, ack: PubAck) -> None:
         if msg.reply:
@@ -218,7 +235,9 @@ class Ingress:
         if not msg.reply:
             log.warning("ask refused, and nobody to tell", error=error.message)
             return
-        ending = Ending.refusal(request_id, error)
-        await self._bus.publish(msg.reply, ending.body, ending.headers)
-        if asks_for_stream(msg.data):
-            await self._bus.publish(msg.reply, b"")
+        await self._say(msg.reply, Ending.refusal(request_id, error), sentinel=asks_for_stream(msg.data))
+
+    async def _say(self, subject: str, ending: Ending, *, sentinel: bool) -> None:
+        await self._bus.publish(subject, ending.body, ending.headers)
+        if sentinel:
+            await self._bus.publish(subject, b"")

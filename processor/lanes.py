@@ -20,12 +20,14 @@ from nats.aio.subscription import Subscription
 from processor import handbacks, subjects
 from processor.bus import Bus
 from processor.subjects import Priority
+from processor.tasks import OwnedTasks, happens
 
 HEARTBEAT_S = 4.0
 """A third of the consumers' ack_wait: two may be lost."""
 _PULL_EXPIRES_S = 30
 _PULL_HEARTBEAT_S = 5
 _SILENCE_S = 2.2 * _PULL_HEARTBEAT_S
+_ANSWERS_WITHIN_S = 0.25
 
 log = structlog.get_logger(__name__)
 
@@ -54,19 +56,20 @@ class Delivery:
         delay = orjson.dumps({"delay": int(delay_s * 1e9)}) if delay_s else b""
         await self._end(b"-NAK " + delay if delay else b"-NAK")
 
-    async def hand_back(self, delay_s: float = 0) -> None:
+    async def hand_back(self, delay_s: float = 0, *, owner_lives: bool = False) -> None:
         """Give it back as a sidecar that lives: this delivery does not count as a death of its worker."""
         if not self.done:
-            await handbacks.note(self.bus, self.request_id, self.count)
+            await handbacks.note(self.bus, self.request_id, self.count, owner_lives=owner_lives)
             await self.nak(delay_s)
 
     async def in_progress(self) -> None:
         await self._tell(b"+WPI")
 
-    def renew(self, again: Delivery) -> None:
-        """The server delivered the same message again while we hold it: its newest ack subject counts."""
-        self.ack_subject, self.count = again.ack_subject, again.count
+    async def renew(self, again: Delivery) -> None:
+        """The server delivered the same message again while we hold it: its newest ack subject counts, and no death."""
+        lost, self.ack_subject, self.count = self.count, again.ack_subject, again.count
         again.held.discard(again)
+        await handbacks.note(self.bus, self.request_id, lost)
 
     async def _end(self, word: bytes) -> None:
         if self.done:
@@ -98,6 +101,8 @@ class Lane:
         self._heard = 0.0
         self._inbox = ""
         self._sub: Subscription | None = None
+        self._resting = False
+        self._handing_back = OwnedTasks()
 
     async def start(self) -> None:
         self._inbox = self._bus.nc.new_inbox()
@@ -109,14 +114,31 @@ class Lane:
         if self._sub is not None:
             sub, self._sub = self._sub, None  # from now on, what comes is handed back
             await self._bus.leave(sub)
+        self.rest()
+        await self._handing_back.join()
+
+    def rest(self) -> None:
+        """No slot is near: give back what is buffered, and what still comes, for a replica that has one."""
+        self._resting = True
         while self.buffer:
-            await self.buffer.popleft().hand_back()
+            self._handing_back.start(self.buffer.popleft().hand_back())
+
+    async def resume(self) -> None:
+        """A slot is there: pull again, and give the broker a moment to answer."""
+        self._resting = False
+        self._arrived.clear()
+        await self.pull_anew()
+        await happens(self._arrived, _ANSWERS_WITHIN_S)
 
     async def ready(self) -> None:
         """Return when something is buffered."""
         while not self.buffer:
             self._arrived.clear()
             await self._arrived.wait()
+
+    @property
+    def is_resting(self) -> bool:
+        return self._resting
 
     def take(self) -> Delivery | None:
         """The oldest of what is buffered; None if it was handed back meanwhile. `refill` then asks for more."""
@@ -131,7 +153,7 @@ class Lane:
     async def refill(self) -> None:
         """Top the credits up, in steps of at least half the prefetch."""
         want = self._prefetch - len(self.buffer) - self._credits
-        if self._sub is None or want <= 0 or (self._credits > 0 and want < self._prefetch / 2):
+        if self._sub is None or self._resting or want <= 0 or (self._credits > 0 and want < self._prefetch / 2):
             return
         self._credits += want
         self._heard = asyncio.get_running_loop().time()
@@ -153,7 +175,7 @@ class Lane:
 
     async def check(self, now: float) -> None:
         """Open the pull again when the server has been silent for longer than two heartbeats."""
-        if self._sub is not None and now - self._heard > _SILENCE_S:
+        if self._sub is not None and not self._resting and now - self._heard > _SILENCE_S:
             await self.pull_anew()
 
     async def _on_message(self, msg: Msg) -> None:
@@ -165,7 +187,7 @@ class Lane:
             return
         self._credits = max(0, self._credits - 1)
         delivery = self._delivery(msg)
-        if self._sub is None:
+        if self._sub is None or self._resting:
             await delivery.hand_back()
             return
         self.buffer.append(delivery)

@@ -11,13 +11,14 @@ from nats.aio.msg import Msg
 from processor import subjects
 from processor.accept import FRESH_HEADER
 from processor.bus import Bus
+from processor.handbacks import HandedBackAt
 from processor.lanes import Delivery
 from processor.replies import Ending, Replies
 
 YOUNG_S = 1.0
 """A first delivery within this time of its acceptance is the first: no election of a leader is so fast."""
 AMNESIA_S = 30.0
-"""For how long after a reconnection what was accepted before it may come a second time."""
+"""For how long after a start or a reconnection what was accepted before it may come a second time."""
 ANSWERS_WITHIN_S = 0.15
 
 
@@ -29,6 +30,7 @@ class Redelivery:
         self._replies = replies
         self._replica = replica
         self._running = running
+        self._started_at = datetime.now(UTC)
 
     async def on_asked(self, msg: Msg) -> None:
         """A replica asks on `llm.running.<id>`, naming itself, whether another one is at work on the request."""
@@ -36,14 +38,14 @@ class Redelivery:
         if asked_by_another and msg.subject.rpartition(".")[2] in self._running:
             await self._bus.publish(msg.reply, self._replica.encode())
 
-    async def runs_elsewhere(self, delivery: Delivery) -> bool:
+    async def runs_elsewhere(self, delivery: Delivery, noted: HandedBackAt) -> bool:
         """Whether another replica is at work on it, asked where the broker may have delivered it twice.
 
         It does so when the heartbeats of a delivery were lost, and when it was killed and forgot what it had delivered.
         """
-        back = self._bus.reconnected_at
-        forgotten = back is not None and delivery.accepted < back and _age_s(back) < AMNESIA_S
-        if delivery.count == 1 and not forgotten:
+        back = self._back
+        forgotten = delivery.accepted < back and _age_s(back) < AMNESIA_S
+        if noted.ended(delivery.count - 1) and not forgotten:
             return False
         try:
             subject = subjects.running(delivery.request_id)
@@ -57,11 +59,15 @@ class Redelivery:
 
         A broker that was killed may have forgotten what it delivered: then a second delivery looks like the first.
         """
-        accepted, back = delivery.accepted, self._bus.reconnected_at
-        young = _age_s(accepted) < YOUNG_S and (back is None or back < accepted)
+        young = _age_s(delivery.accepted) < YOUNG_S and self._back < delivery.accepted
         if delivery.count == 1 and young and FRESH_HEADER in delivery.headers:
             return None
         return await self._replies.ending(delivery.request_id)
+
+    @property
+    def _back(self) -> datetime:
+        """When the broker was last found: it may have been killed just before."""
+        return self._bus.reconnected_at or self._started_at
 
 
 def _age_s(then: datetime) -> float:

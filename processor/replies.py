@@ -25,6 +25,8 @@ MAX_MISSED = 10_000
 _DELIVER_S = 10.0
 _RETRY_S = 0.25
 _LOOK_AGAIN_S = 0.5
+_BATCH = 1_000
+_BATCH_BYTES = 4 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -129,6 +131,10 @@ class Ending:
         headers = sidecar_headers(request_id, ReplyEvent.ERROR, attempt=1, seq=0) | error_headers(error)
         return cls(ReplyEvent.ERROR, error_body(request_id, error), headers)
 
+    @staticmethod
+    def is_one(message: StoredMessage) -> bool:
+        return message.headers.get("Sidecar-Event") in {ReplyEvent.FINAL, ReplyEvent.ERROR}
+
     @classmethod
     def stored(cls, message: StoredMessage) -> Ending:
         """What `LLM_REPLIES` holds, without the headers that are the stream's own."""
@@ -204,11 +210,26 @@ class Replies:
         """How the request ended, or None while it has not."""
         subject = subjects.reply(request_id)
         last = await jetstream.last_message(self._bus.nc, subjects.REPLIES, subject)
-        if last is not None and not last.headers and not last.body:  # the sentinel of a stream that was kept here
-            last = await jetstream.last_message_before(self._bus.nc, subjects.REPLIES, subject, last.seq)
-        if last is None or last.headers.get("Sidecar-Event") not in {ReplyEvent.FINAL, ReplyEvent.ERROR}:
+        if last is None:
             return None
-        return Ending.stored(last)
+        if Ending.is_one(last):
+            return Ending.stored(last)
+        # Of a stream that is kept here, deltas and empty messages may stand behind the ending.
+        query = {"next_by_subj": subject, "batch": _BATCH, "max_bytes": _BATCH_BYTES}
+        seq, pending = 1, 1
+        while pending:
+            found, pending = await jetstream.batch(self._bus.nc, subjects.REPLIES, query | {"seq": seq})
+            if (ending := next(filter(Ending.is_one, found), None)) is not None:
+                return Ending.stored(ending)
+            seq = found[-1].seq + 1 if found else seq
+        return None
+
+    async def end_stream(self, request_id: str) -> None:
+        """Put the empty message behind a stream that is kept here, unless it stands there."""
+        subject = subjects.reply(request_id)
+        last = await jetstream.last_message(self._bus.nc, subjects.REPLIES, subject)
+        if last is None or last.headers or last.body:
+            await self._bus.publish(subject, b"")
 
     async def store(self, request_id: str, ending: Ending) -> bool:
         """Keep the ending. False: another worker had stored one before, and that one counts.

@@ -244,6 +244,7 @@ class Processor:
         await self._hints.start()
         cancels = await self._bus.nc.subscribe("llm.cancel.*", cb=self._worker.on_cancel)
         await self._bus.nc.subscribe("llm.running.*", cb=self._worker.redelivery.on_asked)
+        await self._bus.nc.subscribe("llm.joined.*", cb=self._worker.on_joined)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(work) for work in background]
             pulling = [tasks.create_task(pull) for pull in pulls]

@@ -96,6 +96,11 @@ def running(request_id: str) -> str:
     return f"llm.running.{request_id}"
 
 
+def joined(request_id: str) -> str:
+    """Where whoever is at work on a request hears that another ask waits for its ending."""
+    return f"llm.joined.{request_id}"
+
+
 def limits_state(provider: str) -> str:
     """How much of a provider's limits is used: one document, which all replicas change by compare and set."""
     return f"llm.state.limits.{provider}"

@@ -37,10 +37,11 @@ class OwnedTasks:
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     async def join(self, timeout_s: float | None = None) -> None:
         """Wait until all that run now have ended, for at most `timeout_s` seconds."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 import nats.errors
@@ -17,13 +16,13 @@ from nats.aio.msg import Msg
 from processor import deadletters, handbacks
 from processor.accept import Accepted, accept, reply_subject
 from processor.admission import Admission, HandedBack
-from processor.answer import Answered, Answerer, Context, EndedElsewhere
-from processor.attempt import Tally
+from processor.answer import Answerer, Context, EndedElsewhere
 from processor.audit import AuditError, AuditLog, Ended, Received, last_attempt
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable
-from processor.lanes import Delivery, Lanes
+from processor.job import Job, Stop
+from processor.lanes import Delivery, Lane, Lanes
 from processor.messages import asks_for_stream
 from processor.redelivery import Redelivery
 from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
@@ -40,54 +39,17 @@ MAX_CANCELLED = 10_000
 CANCELLED_KEPT_S = 3600.0
 """For how many ids, and how long, a cancel is remembered whose request has not been pulled yet."""
 RUNS_ELSEWHERE_S = 2.0
+SOON_S = 2.0
+"""What waits longer for a slot is better off in the queue."""
+LONG_S = 300.0
+"""After so long a run its ending may have come from elsewhere, and the broker's window for copies may be over."""
+AUDIT_FIRST_S = 2.0
+"""How long a reply waits for its attempt to be written down, which then goes on beside it."""
 _NAK_DELAY_S = 1.0
 _STORE_AGAIN_S = 2.0
 _BROKER_TROUBLE = (JetStreamUnavailable, JetStreamError, nats.errors.Error)
 
 log = structlog.get_logger(__name__)
-
-
-class Stop(StrEnum):
-    """Why a running request is stopped from outside."""
-
-    CANCELLED = "cancelled by the client"
-    CLIENT_GONE = "nobody listens for the answer any more"
-    SHUTDOWN = "the sidecar stops"
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A request in work. `call` is the task that talks to vendors; only that is ever cancelled, not the ending."""
-
-    delivery: Delivery
-    slot: Slot
-    copies: list[Delivery] = field(default_factory=list)
-    """The same id on other lanes: one request, whose ending they are given when it has one."""
-    tally: Tally = field(default_factory=Tally)
-    deaths: int = 0
-    """How many workers died with it before."""
-    tenant: str = "default"
-    streamed: bool = False
-    """The client asked for a stream, and reads on until the empty message."""
-    call: asyncio.Task[Answered] | None = None
-    stopped: Stop | None = None
-
-    def join(self, delivery: Delivery) -> None:
-        """Hold another delivery of this id.
-
-        On the same lane it is the same message, redelivered to the very process that is at work on it, after
-        heartbeats were lost on the way.
-        """
-        for held in (self.delivery, *self.copies):
-            if held.priority is delivery.priority:
-                held.renew(delivery)
-                return
-        self.copies.append(delivery)
-
-    def stop(self, why: Stop) -> None:
-        self.stopped = self.stopped or why
-        if self.call is not None:
-            self.call.cancel()
 
 
 class Worker:
@@ -137,11 +99,16 @@ class Worker:
             self._cancelled[request_id] = True
 
     async def stop_abandoned(self) -> None:
-        """Stop requests whose clients have gone, for ever."""
+        """Stop requests whose clients have gone and that nobody else waits for, for ever."""
         while True:
-            request_id = await self._probes.gone.get()
-            if (job := self.running.get(request_id)) is not None:
+            job = self.running.get(await self._probes.gone.get())
+            if job is not None and not (job.joined or job.copies):
                 job.stop(Stop.CLIENT_GONE)
+
+    async def on_joined(self, msg: Msg) -> None:
+        """A message on `llm.joined.<id>`, which every replica hears: a second ask waits for the same ending."""
+        if (job := self.running.get(msg.subject.rpartition(".")[2])) is not None:
+            job.joined = True
 
     async def pull(self, priority: Priority) -> None:
         """Take a lane's deliveries, for ever; cancel this task first to stop."""
@@ -150,12 +117,22 @@ class Worker:
             await self._admission.parked.room(priority)
             await lane.ready()
             slot = Slot(self._slots, priority)
-            await slot.acquire()
+            await self._acquire(slot, lane)
             if (delivery := lane.take()) is None:
                 slot.release()
                 continue
             self._jobs.start(self._hold(delivery, slot))
             await lane.refill()
+
+    async def _acquire(self, slot: Slot, lane: Lane) -> None:
+        """A slot for the lane's next delivery. While none is near, a replica that has one may take what waits here."""
+        rest = asyncio.get_running_loop().call_later(SOON_S, lane.rest)
+        try:
+            await slot.acquire()
+        finally:
+            rest.cancel()
+        if lane.is_resting:
+            await lane.resume()
 
     async def drain(self, grace_s: float) -> None:
         """Let running requests end within `grace_s` seconds; hand the parked ones back at once, then the rest."""
@@ -178,7 +155,7 @@ class Worker:
         """Serve the delivery in its slot, and after it the copies of its id that came meanwhile."""
         try:
             if (running := self.running.get(delivery.request_id)) is not None:
-                running.join(delivery)
+                await running.join(delivery)
                 return
             waiting = deque([delivery])
             while waiting:
@@ -213,15 +190,17 @@ class Worker:
         outbox = Outbox(self._bus, self._probes, delivery.request_id, reply_to=None, stream=False)
         try:
             outbox.reply_to = reply_subject(delivery.request_id, delivery.headers, self._prefixes)
-            accepted = accept(delivery.body, delivery.headers, delivery.accepted)
-            job.tenant, job.streamed = accepted.request.tenant, accepted.request.stream
             if (ending := await self.redelivery.earlier_ending(delivery)) is not None:
+                job.streamed = asks_for_stream(delivery.body)
                 await self._close(job, outbox, ending, None)
                 return
-            if await self.redelivery.runs_elsewhere(delivery):
-                await delivery.hand_back(RUNS_ELSEWHERE_S)
+            accepted = accept(delivery.body, delivery.headers, delivery.accepted)
+            job.tenant, job.streamed = accepted.request.tenant, accepted.request.stream
+            noted = await handbacks.noted(self._bus, delivery.request_id, delivery.count)
+            if await self.redelivery.runs_elsewhere(delivery, noted):
+                await delivery.hand_back(RUNS_ELSEWHERE_S, owner_lives=True)
                 return
-            job.deaths = await handbacks.deaths(self._bus, delivery.request_id, delivery.count)
+            job.deaths = noted.deaths_before(delivery.count)
             if job.deaths >= MAX_DEATHS:
                 raise RequestError(ErrorType.INTERNAL, f"gave up: {job.deaths} workers died with it")
         except RequestError as poison:
@@ -271,7 +250,7 @@ class Worker:
             await asyncio.wait({job.call})
         try:
             answered = job.call.result()
-            await self._audit.write(answered.attempt)
+            await self._audit.write_within(answered.attempt, AUDIT_FIRST_S)
             return answered.reply, AuditEvent.COMPLETED
         except asyncio.CancelledError:
             if not job.call.cancelled():
@@ -299,18 +278,21 @@ class Worker:
         """Store the ending; if a worker was faster, or the broker refuses its size, another one counts."""
         ending = Ending.of(outbox, result)
         try:
-            first = await self._store(outbox.request_id, ending)
+            first = await self._store(job, ending)
         except MessageTooLarge as error:
             ending = Ending.of(outbox, _does_not_fit(error))
-            first, event = await self._store(outbox.request_id, ending), AuditEvent.FAILED
+            first, event = await self._store(job, ending), AuditEvent.FAILED
         if not first:
             ending = await self._replies.ending(outbox.request_id) or ending
         await self._close(job, outbox, ending, event if first else None)
 
-    async def _store(self, request_id: str, ending: Ending) -> bool:
+    async def _store(self, job: Job, ending: Ending) -> bool:
         """Keep trying while the broker is in trouble: to hand an answer back would be to pay for it again."""
+        request_id = job.delivery.request_id
         while True:
             try:
+                if time.monotonic() - job.began > LONG_S and await self._replies.ending(request_id) is not None:
+                    return False
                 return await self._replies.store(request_id, ending)
             except _BROKER_TROUBLE as error:
                 if self._leaving:
@@ -329,7 +311,7 @@ class Worker:
         assert outbox.reply_to is not None
         if outbox.reply_to == reply(outbox.request_id):
             if job.streamed:
-                await self._bus.publish(outbox.reply_to, b"")
+                await self._replies.end_stream(outbox.request_id)
             return
         delivery = self._probes.deliver(outbox.reply_to, ending, sentinel=job.streamed)
         if len(self._delivering) < MAX_DELIVERING:

@@ -25,11 +25,15 @@ def test_deaths_are_the_deliveries_that_nobody_handed_back(died: list[bool]) -> 
 async def test_hand_backs_are_remembered_by_whoever_comes_next(nc: Client, nats_url: str) -> None:
     bus = Bus()
     await bus.connect(nats_url, make_settings(), name="test")
-    assert await handbacks.deaths(bus, "job-1", 1) == 0
-    assert await handbacks.deaths(bus, "job-1", 3) == 2
+
+    async def deaths_before(delivery: int) -> int:
+        return (await handbacks.noted(bus, "job-1", delivery)).deaths_before(delivery)
+
+    assert [await deaths_before(1), await deaths_before(3)] == [0, 2]
     await handbacks.note(bus, "job-1", 3)
-    assert await handbacks.deaths(bus, "job-1", 4) == 2
-    assert await handbacks.deaths(bus, "job-1", 5) == 3
+    assert [await deaths_before(4), await deaths_before(5)] == [2, 3]
+    await handbacks.note(bus, "job-1", 5, owner_lives=True)  # the owner of delivery 4, not this one
+    assert [await deaths_before(6), await deaths_before(7)] == [2, 3]
     await bus.close()
 
 

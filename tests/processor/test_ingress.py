@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import nats
 import orjson
 import pytest
 from nats.aio.client import Client
 
 from processor import ingress, jetstream
-from providers.scripted import ScriptedProvider
+from providers.base import Opened, TextDelta
+from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor
 from tests.processor.test_end_to_end import answer, slow
 from tests.talk import all_audit_events, ask, ask_stream, body, read, stored
@@ -145,3 +147,43 @@ async def test_asks_that_arrive_while_one_of_two_sidecars_stops_are_all_answered
             await asyncio.sleep(0)
     replies = await asyncio.gather(*asking)
     assert {reply.get("response") for reply in replies} == {"Hello."}
+
+
+async def test_who_comes_back_and_asks_again_is_not_cancelled_by_the_inbox_he_left(
+    nc: Client, nats_url: str, start: StartProcessor
+) -> None:
+    pieces: list[Step] = [step for n in range(60) for step in (TextDelta(f"{n} "), Pause(0.02))]
+    vendor = ScriptedProvider([Opened(), Pause(0.5), *pieces, *answer()[-1:]])
+    await start({"anthropic": vendor})
+    gone = await nats.connect(nats_url)
+    await gone.publish("llm.request.high", body(stream=True), reply=gone.new_inbox(), headers={"Nats-Msg-Id": "job-1"})
+    await wait_until(lambda: vendor.calls)
+    await gone.close()
+    back = await ask(nc, body(stream=True), Nats_Msg_Id="job-1")
+    assert (back.get("finish_reason"), vendor.calls) == ("stop", 1)
+
+
+async def test_an_ask_that_a_lane_holds_for_a_worker_is_told_when_its_deadline_passes(
+    nc: Client, start: StartProcessor
+) -> None:
+    endless = slow(60)
+    processor = await start({"anthropic": endless}, max_workers=1, shutdown_grace=0)
+    running = asyncio.create_task(ask(nc, body(), "low"))
+    await wait_until(lambda: endless.calls)
+    error = (await ask(nc, body(deadline_ms=300), "low", timeout=5))["error"]
+    assert (error["type"], endless.calls) == ("deadline_exceeded", 1)
+    assert len(processor._worker.running) == 1
+    running.cancel()
+
+
+async def test_who_has_joined_a_run_is_told_when_the_sidecar_stops(nc: Client, start: StartProcessor) -> None:
+    endless = slow(60)
+    one = await start({"anthropic": endless}, replica="one", shutdown_grace=0)
+    first = asyncio.create_task(ask(nc, body(), Nats_Msg_Id="job-1"))
+    await wait_until(lambda: endless.calls)
+    joined = asyncio.create_task(ask(nc, body(), Nats_Msg_Id="job-1"))
+    await wait_until(lambda: one._worker.running["job-1"].joined)
+    one.stop()
+    error = (await joined)["error"]
+    assert (error["type"], error["retry_after_s"]) == ("unavailable", 1.0)
+    first.cancel()

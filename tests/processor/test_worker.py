@@ -250,3 +250,21 @@ async def test_a_deadline_that_passes_while_earlier_attempts_are_looked_up_is_ke
     await start({"anthropic": vendor}, replica="second")
     reply = await wait_until(lambda: stored(nc, "job-1"))
     assert (reply["error"]["type"], vendor.calls) == ("deadline_exceeded", 0)
+
+
+async def test_an_audit_log_that_does_not_answer_keeps_no_reply_back(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "AUDIT_FIRST_S", 0.1)
+    write, told = AuditLog.write, asyncio.Event()
+
+    async def in_vain(log: AuditLog, entry: Any) -> None:
+        await told.wait()
+        await write(log, entry)
+
+    monkeypatch.setattr(AuditLog, "write", in_vain)
+    await start({"anthropic": ScriptedProvider(answer())})
+    reply = await ask(nc, body(), timeout=5)
+    told.set()
+    assert reply["response"] == "Hello."
+    await wait_until(lambda: all_audit_events(nc, reply["id"], 3))

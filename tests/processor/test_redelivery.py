@@ -1,0 +1,176 @@
+"""A request that is delivered again: by a broker that forgot, to a sidecar that was cut off, under an id that ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.client import Client
+
+from processor import jetstream, worker
+from processor.broker import contract_dir
+from processor.bus import Bus
+from processor.handbacks import noted
+from processor.provision import provision
+from processor.replies import Replies
+from processor.subjects import Priority
+from providers.base import Opened
+from providers.scripted import Pause, ScriptedProvider
+from tests.chaos.servers import one_server
+from tests.conftest import StartProcessor, running_processor
+from tests.processor.test_end_to_end import answer, slow
+from tests.talk import ask, body, stored
+from tests.wait import wait_until
+
+
+async def none_queued(nc: Client) -> bool:
+    return (await nc.jetstream().stream_info("LLM_REQUESTS")).state.messages == 0
+
+
+async def answered_calls(nc: Client, vendor: ScriptedProvider, times: int, **fields: Any) -> list[int]:
+    """Enqueue one id so often, each time when the one before is done; how many calls there were after each."""
+    calls = []
+    for _ in range(times):
+        headers = {"Reply-To": "llm.reply.job-1"}
+        await nc.jetstream().publish("llm.request.low.job-1", body(**fields), headers=headers)
+        await wait_until(lambda: stored_ending(nc))
+        await wait_until(lambda: none_queued(nc))
+        calls.append(vendor.calls)
+    return calls
+
+
+async def stored_ending(nc: Client) -> bool:
+    bus = Bus()
+    bus.nc = nc
+    return await Replies(bus).ending("job-1") is not None
+
+
+async def test_an_id_whose_stream_is_kept_is_answered_from_there_however_often_it_comes(
+    nc: Client, start: StartProcessor
+) -> None:
+    vendor = ScriptedProvider(answer())
+    await start({"anthropic": vendor})
+    assert await answered_calls(nc, vendor, 4, stream=True) == [1, 1, 1, 1]
+    kept = await nc.jetstream().stream_info("LLM_REPLIES", subjects_filter="llm.reply.job-1")
+    messages = (kept.state.subjects or {})["llm.reply.job-1"]
+    last = await jetstream.last_message(nc, "LLM_REPLIES", "llm.reply.job-1")
+    assert last is not None
+    assert (last.body, last.headers) == (b"", {})
+    assert messages == len(answer()) - 2 + 2  # its deltas, the final and one empty message
+
+
+async def test_a_delta_that_comes_after_the_ending_does_not_hide_it(nc: Client, start: StartProcessor) -> None:
+    vendor = ScriptedProvider(answer())
+    await start({"anthropic": vendor})
+    await answered_calls(nc, vendor, 1, stream=True)
+    late = {"Sidecar-Event": "delta", "Sidecar-Attempt": "1", "Sidecar-Seq": "1", "Sidecar-Request-Id": "job-1"}
+    await nc.publish("llm.reply.job-1", b'{"text":"late"}', headers=late)
+    assert await answered_calls(nc, vendor, 2, stream=True) == [1, 1]
+
+
+async def test_a_sidecar_that_starts_after_a_broker_was_killed_runs_nothing_that_another_one_is_at_work_on(
+    tmp_path: Path,
+) -> None:
+    async with one_server(tmp_path) as server:
+        nc = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+        await provision(nc, contract_dir())
+        first, second = slow(4), ScriptedProvider(answer())
+        async with running_processor(server.url, {"anthropic": first}, replica="first", max_workers=9) as owner:
+            for number in range(8):
+                await nc.jetstream().publish(f"llm.request.low.job-{number}", body())
+            await wait_until(lambda: first.calls == 8)
+            await server.kill()
+            await server.start()
+            await wait_until(lambda: owner._bus.reconnected_at and nc.is_connected)
+            async with running_processor(server.url, {"anthropic": second}, replica="second"):
+                await wait_until(lambda: none_queued(nc), timeout_s=30)
+        await nc.close()
+    assert (first.calls, second.calls) == (8, 0)
+
+
+async def test_an_id_that_has_ended_keeps_its_ending_whatever_is_enqueued_under_it_later(
+    nc: Client, start: StartProcessor
+) -> None:
+    await start({"anthropic": ScriptedProvider(answer())})
+    assert (await ask(nc, body(), Nats_Msg_Id="job-1"))["response"] == "Hello."
+    await nc.jetstream().publish("llm.request.low.job-1", b"no request")
+    await wait_until(lambda: none_queued(nc))
+    assert (await stored(nc, "job-1") or {})["response"] == "Hello."
+    assert (await nc.jetstream().stream_info("LLM_DEAD")).state.messages == 0
+
+
+async def test_deliveries_that_come_again_to_the_worker_that_is_at_it_are_no_deaths(
+    nc: Client, start: StartProcessor
+) -> None:
+    endless = slow(60)
+    owner = await start({"anthropic": endless}, replica="owner", shutdown_grace=0)
+    await nc.jetstream().publish("llm.request.low.job-1", body())
+    await wait_until(lambda: endless.calls)
+    job = owner._worker.running["job-1"]
+    for count in range(2, 5):
+        await job.delivery._tell(b"-NAK")  # as if its heartbeats had been lost
+        await wait_until(lambda: job.delivery.count == count)  # noqa: B023
+    owner.stop()
+    await wait_until(lambda: not owner._worker.running)
+    await start({"anthropic": ScriptedProvider(answer())}, replica="next")
+    assert (await wait_until(lambda: stored(nc, "job-1")))["response"] == "Hello."
+
+
+async def test_what_an_owner_answers_for_is_no_death_either(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "RUNS_ELSEWHERE_S", 0.05)
+    first, second = ScriptedProvider([Opened(), Pause(1.5), *answer()[1:]]), ScriptedProvider(answer())
+    owner = await start({"anthropic": first}, replica="owner")
+    await nc.jetstream().publish("llm.request.high.job-1", body())
+    await wait_until(lambda: first.calls)
+    other = await start({"anthropic": second}, replica="other")
+    await owner._lanes[Priority.HIGH].stop()
+    await owner._worker.running["job-1"].delivery._tell(b"-NAK")
+    reply = await wait_until(lambda: stored(nc, "job-1"))
+    await wait_until(lambda: none_queued(nc))
+    assert (reply["response"], first.calls, second.calls) == ("Hello.", 1, 0)
+    assert (await noted(other._bus, "job-1", 99)).deaths == 0
+
+
+async def test_what_waits_behind_long_calls_is_given_to_a_replica_that_is_idle(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SOON_S", 0.2)
+    busy, idle = slow(60), ScriptedProvider(answer())
+    first = await start({"anthropic": busy}, replica="busy", max_workers=5, shutdown_grace=0)
+    for number in range(4):
+        await nc.jetstream().publish(f"llm.request.high.long-{number}", body())
+    await wait_until(lambda: busy.calls == 4)
+    await nc.jetstream().publish("llm.request.high.job-1", body())
+    await wait_until(lambda: first._lanes.held)
+    await start({"anthropic": idle}, replica="idle", max_workers=5)
+    reply = await wait_until(lambda: stored(nc, "job-1"), timeout_s=5)
+    assert (reply["response"], reply["attempts"], idle.calls) == ("Hello.", 1, 1)
+
+
+async def test_a_lane_that_gave_back_what_it_held_has_its_turn_when_a_slot_is_free(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SOON_S", 0.05)
+    vendor = slow(0.3)
+    processor = await start({"anthropic": vendor}, max_workers=1)
+    for number in range(6):
+        await nc.jetstream().publish(f"llm.request.low.job-{number}", body())
+    await wait_until(lambda: none_queued(nc), timeout_s=10)
+    assert vendor.calls == 6
+    assert not processor._lanes.held
+
+
+async def test_nobody_is_asked_about_a_request_that_was_only_buffered_elsewhere(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SOON_S", 0.05)
+    questions = await nc.subscribe("llm.running.*")
+    await start({"anthropic": slow(0.2)}, max_workers=1)
+    for number in range(4):
+        await nc.jetstream().publish(f"llm.request.low.job-{number}", body())
+    await wait_until(lambda: none_queued(nc), timeout_s=10)
+    assert questions.pending_msgs == 0
