@@ -12,7 +12,7 @@ from aiolimiter import AsyncLimiter
 from processor.bucket import Denied, Need
 from processor.catalog import Catalog, CatalogModel
 from processor.errors import RequestError
-from processor.health import Health, Place, places
+from processor.health import Health, Place, Ticket, places
 from processor.limits import Limits, Reservation
 from processor.outcome import LONGEST_PARK_S, HandBack, Option, Wait, standstill
 from processor.schedule import Schedule
@@ -51,10 +51,11 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Candidate `index` may be called, now, under this reservation."""
+    """Candidate `index` may be called, now, under this reservation and this word to the breakers."""
 
     index: int
     reservation: Reservation
+    ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ class Admission:
         now = time.monotonic()
         model, need = entrant.candidates[option.index].model, entrant.candidates[option.index].need
         if option.not_before > now:
-            return _Blocked(None, option.not_before, "it failed, and is tried again later", limited=False)
+            return _Blocked(None, option.not_before, "it failed, and is tried again later", option.limited)
         critical = waiter.priority is Priority.CRITICAL
         for place in places(model):
             if (line := self._lines.get(place)) is None:
@@ -200,29 +201,30 @@ class Admission:
         reserved = await self._reserve(model, need, critical=critical)
         if isinstance(reserved, Denied):
             return _Blocked((model.provider, reserved.scope), now + reserved.wait_s, reserved.why)
+        reservation, ticket = reserved
         entrant.passed_over.pop(option.index, None)
         for place in places(model):
             if (line := self._lines.get(place)) is not None:
                 line.passed(waiter.priority)
-        return Admitted(option.index, reserved)
+        return Admitted(option.index, reservation, ticket)
 
-    async def _reserve(self, model: CatalogModel, need: Need, *, critical: bool) -> Reservation | Denied:
+    async def _reserve(self, model: CatalogModel, need: Need, *, critical: bool) -> tuple[Reservation, Ticket] | Denied:
         """A reservation of this moment: one that was long in coming is given back, for its window began long ago."""
-        self._health.started(model)
+        ticket = self._health.started(model)
         try:
             for oldest_s in (FRESH_S, STALE_S):
                 asked = time.monotonic()
                 reserved = await self._limits.reserve(model, need, critical=critical)
                 if isinstance(reserved, Denied):
-                    self._health.abandoned(model)
+                    self._health.abandoned(model, ticket)
                     return reserved
                 if time.monotonic() - asked < oldest_s:
-                    return reserved
+                    return reserved, ticket
                 self._limits.settle(reserved, None)
         except BaseException:
-            self._health.abandoned(model)
+            self._health.abandoned(model, ticket)
             raise
-        self._health.abandoned(model)
+        self._health.abandoned(model, ticket)
         return Denied(LOOK_AGAIN_S, "", "its limits are slow to answer")
 
     def _stand_in_line(self, waiter: Waiter, blocked: Collection[_Blocked]) -> None:

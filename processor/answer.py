@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from processor.admission import Admission, Admitted, Candidature, Entrant
-from processor.attempt import Attempts, Run, Tally, milliseconds
+from processor.attempt import Attempts, Outrun, Run, Tally, milliseconds
 from processor.audit import Attempt
 from processor.bucket import Need
 from processor.catalog import Catalog
@@ -83,6 +83,7 @@ class _Work:
             self.context.first_attempt + tally.attempts,
             self.chosen.candidates[admitted.index],
             admitted.reservation,
+            admitted.ticket,
             self.base_tokens,
         )
         tally.attempts += 1
@@ -218,7 +219,10 @@ class Answerer:
             await asyncio.wait(calls, timeout=patience_s)
             if not winner and not any(task.done() for task in calls):
                 second = await self._admission.try_now(work.entrant, others)
-                if second is not None:
+                if second is not None and (winner or any(task.done() for task in calls)):
+                    model = work.chosen.candidates[second.index].model
+                    self._attempts.drop(model, second.reservation, second.ticket)
+                elif second is not None:
                     start(work.run(second), second.index)
             await asyncio.wait(calls)
         finally:
@@ -227,7 +231,7 @@ class Answerer:
             await asyncio.wait(calls)
             for called, _ in calls.values():
                 if not called.begun:
-                    self._attempts.drop(called.candidate.model, called.reservation)
+                    self._attempts.drop(called.candidate.model, called.reservation, called.ticket)
         return _outcome(work, calls)
 
     async def _make(self, work: _Work, run: Run) -> Attempt:
@@ -278,6 +282,8 @@ def _outcome(work: _Work, calls: Mapping[asyncio.Task[Attempt], tuple[Run, int]]
         error = task.exception()
         if error is None:
             done = (run, index, task.result())
+        elif isinstance(error, Outrun):
+            continue
         elif isinstance(error, ProviderError):
             work.fail(index, error)
         else:

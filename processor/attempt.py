@@ -16,14 +16,14 @@ from processor.bucket import Need
 from processor.catalog import Catalog, CatalogModel
 from processor.clocks import Clocks, timed
 from processor.estimate import Learned
-from processor.health import Health
+from processor.health import Health, Ticket
 from processor.limits import Limits, Reservation
 from processor.messages import Request
 from processor.prompts import build_prompt
 from processor.replies import Outbox
 from processor.router import Candidate
 from processor.transcript import Transcript
-from providers.base import Finished, Prompt, Provider, TextDelta, ThinkingDelta, ToolCallDelta, Usage
+from providers.base import Finished, Opened, Prompt, Provider, TextDelta, ThinkingDelta, ToolCallDelta, Usage
 from providers.errors import ConnectionFailed, ProviderError, StreamCut, Throttled, Unsupported
 
 THROTTLED_S = 1.0
@@ -50,6 +50,7 @@ class Run:
     number: int
     candidate: Candidate
     reservation: Reservation
+    ticket: Ticket
     base_tokens: int
     """The prompt's size before what is learned of the model."""
     claim: Callable[[], bool] | None = None
@@ -111,13 +112,13 @@ class Attempts:
             self._audit.write_soon(self._record(run, request, tally, common, _failure(error)))
             raise
         self._settle(run)
-        self._health.succeeded(model)
+        self._health.succeeded(model, run.ticket)
         return self._record(run, request, tally, common, None)
 
-    def drop(self, model: CatalogModel, reservation: Reservation) -> None:
+    def drop(self, model: CatalogModel, reservation: Reservation, ticket: Ticket) -> None:
         """Give back what a call holds that is not made."""
         self._limits.settle(reservation, None)
-        self._health.abandoned(model)
+        self._health.abandoned(model, ticket)
 
     async def _drive(self, run: Run, prompt: Prompt, outbox: Outbox) -> None:
         seen = run.transcript
@@ -130,6 +131,8 @@ class Attempts:
         async with aclosing(timed(events, clocks)) as in_time:
             async for event in in_time:
                 seen.add(event, time.monotonic())
+                if isinstance(event, Opened):  # now, not at the end: a later call may know better by then
+                    self._limits.tell(run.candidate.model, event.quotas)
                 if silent and isinstance(event, Speech | Finished):
                     await self._speak(run, outbox)
                     silent = False
@@ -146,29 +149,25 @@ class Attempts:
 
     def _settle(self, run: Run) -> None:
         """A complete answer: its usage in place of the estimate, and what the vendor told."""
-        model, usage, opened = run.candidate.model, run.transcript.usage, run.transcript.opened
+        model, usage = run.candidate.model, run.transcript.usage
         self._limits.settle(run.reservation, _counted(usage))
-        if opened is not None:
-            self._limits.tell(model, opened.quotas)
         self._learned.observe(model.alias, run.base_tokens, usage.input_tokens, usage.output_tokens, run.first_token_s)
 
     def _give_up(self, run: Run, error: BaseException) -> None:
         """No complete answer: what the vendor never saw is given back, the rest is settled as far as it is known."""
-        model, opened = run.candidate.model, run.transcript.opened
+        model = run.candidate.model
         usage, _ = run.transcript.settled(prompt_tokens=run.base_tokens)
         unseen = isinstance(error, ConnectionFailed | Unsupported)
         self._limits.settle(run.reservation, None if unseen else _counted(usage))
-        if opened is not None:
-            self._limits.tell(model, opened.quotas)
         if not isinstance(error, ProviderError) or isinstance(error, Outrun):
-            self._health.abandoned(model)
+            self._health.abandoned(model, run.ticket)
             return
         self._limits.tell(model, error.quotas)
         if isinstance(error, Throttled):
             for_s = THROTTLED_S if error.retry_after_s is None else error.retry_after_s
             whole = error.retry_after_s is not None and for_s <= SHORT_HOLD_S
             self._limits.hold(model, for_s, whole_provider=whole, reason="the vendor asked to wait")
-        self._health.failed(model, error)
+        self._health.failed(model, error, run.ticket)
 
     def _record(
         self, run: Run, request: Request, tally: Tally, common: Mapping[str, Any], error: AuditError | None

@@ -40,7 +40,9 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """A call came back as it should."""
+    """A call came back as it should. `generation` is the breaker's when the call began, None for the present one."""
+
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,14 @@ class Failed:
     """A call failed; with `open_for_s` in a way that no second call can cure: open at once, for so long."""
 
     open_for_s: float | None = None
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
     """A call ended without a verdict: cancelled, or never sent."""
+
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ DEFAULT: Final = BreakerPolicy()
 class Breaker:
     """`on` gives the breaker after an event; `ready_in` says when a call may start. Open ends by time alone.
 
-    What comes back while it is open began before it opened, and changes nothing.
+    What comes back while it is open began before it opened, and changes nothing; nor does it later, beside a probe.
     """
 
     policy: BreakerPolicy = DEFAULT
@@ -84,6 +89,8 @@ class Breaker:
     """(when it came back, whether it failed), oldest first."""
     probe_until: float | None = None
     """The lease of the probe that is out."""
+    generation: int = field(default=0, compare=False)
+    """Each opening, probe and closing begins a new one."""
 
     def ready_in(self, now: float) -> float:
         """Seconds until a call may start; 0 if it may now."""
@@ -97,13 +104,15 @@ class Breaker:
 
     def on(self, event: BreakerEvent, now: float) -> Breaker:
         """The breaker after `event` at `now`."""
+        if isinstance(event, Succeeded | Failed | Abandoned) and event.generation not in {None, self.generation}:
+            return self
         action = _TABLE.get((self.state, type(event)))
         return self if action is None else action(self, event, now)
 
     def _opened(self, now: float, open_s: float | None = None) -> Breaker:
         doubled = min(self.policy.open_cap_s, self.policy.open_s * 2.0 ** min(self.openings, 20))
         for_s = doubled if open_s is None else open_s
-        return Breaker(self.policy, BreakerState.OPEN, now + for_s, self.openings + 1)
+        return Breaker(self.policy, BreakerState.OPEN, now + for_s, self.openings + 1, generation=self.generation + 1)
 
     def _counted(self, now: float, *, failed: bool) -> Breaker:
         recent = [call for call in self.calls if call[0] > now - self.policy.window_s]
@@ -140,7 +149,12 @@ def _begin_probe(breaker: Breaker, event: BreakerEvent, now: float) -> Breaker:
     del event
     if breaker.ready_in(now) > 0:
         return breaker
-    return replace(breaker, state=BreakerState.HALF_OPEN, probe_until=now + breaker.policy.probe_lease_s)
+    return replace(
+        breaker,
+        state=BreakerState.HALF_OPEN,
+        probe_until=now + breaker.policy.probe_lease_s,
+        generation=breaker.generation + 1,
+    )
 
 
 def _give_probe_back(breaker: Breaker, event: BreakerEvent, now: float) -> Breaker:
@@ -150,7 +164,7 @@ def _give_probe_back(breaker: Breaker, event: BreakerEvent, now: float) -> Break
 
 def _close(breaker: Breaker, event: BreakerEvent, now: float) -> Breaker:
     del event, now
-    return Breaker(breaker.policy)
+    return Breaker(breaker.policy, generation=breaker.generation + 1)
 
 
 def _open_again(breaker: Breaker, event: BreakerEvent, now: float) -> Breaker:

@@ -31,10 +31,15 @@ from providers.errors import (
     OutOfCredit,
     ProviderError,
     RateLimited,
+    TimedOut,
+    Unsupported,
 )
 
 Place = tuple[str, str]
 """A provider, and of its models one alias or ("") all."""
+
+Ticket = tuple[int, int]
+"""The generations of a call's breakers, its provider's and its own, when it began: its result counts for these."""
 
 OPEN_AT_ONCE_S: Final[dict[type[ProviderError], float]] = {BadCredentials: 60.0, OutOfCredit: 300.0, ModelGone: 300.0}
 """What no second call can cure: for how long nobody tries."""
@@ -94,60 +99,72 @@ class Health:
                 return Unwell(place, wait_s, f"{whose} is open after failures")
         return None
 
-    def started(self, model: CatalogModel) -> None:
-        self._tell(places(model), Started(), "a call begins")
+    def started(self, model: CatalogModel) -> Ticket:
+        """A call begins; where the breaker was open, it is the probe."""
+        provider, own = places(model)
+        for place in (provider, own):
+            self._tell(place, Started(), "a call begins")
+        return self._breaker(provider).generation, self._breaker(own).generation
 
-    def succeeded(self, model: CatalogModel) -> None:
-        self._tell(places(model), Succeeded(), "a call succeeded")
+    def succeeded(self, model: CatalogModel, ticket: Ticket) -> None:
+        for place, generation in zip(places(model), ticket, strict=True):
+            self._tell(place, Succeeded(generation), "a call succeeded")
 
-    def abandoned(self, model: CatalogModel) -> None:
+    def abandoned(self, model: CatalogModel, ticket: Ticket) -> None:
         """A call ended without a verdict on the vendor: cancelled, or never sent."""
-        self._tell(places(model), Abandoned(), "a call was given up")
+        for place, generation in zip(places(model), ticket, strict=True):
+            self._tell(place, Abandoned(generation), "a call was given up")
 
-    def failed(self, model: CatalogModel, error: ProviderError) -> None:
+    def failed(self, model: CatalogModel, error: ProviderError, ticket: Ticket) -> None:
         """Count a failed call against the model, and what concerns the whole vendor against that too."""
         provider, own = places(model)
+        begun, own_begun = ticket
+        if isinstance(error, RateLimited | Unsupported):
+            self.abandoned(model, ticket)  # limits say when to come back; what was never asked says nothing
+            return
         if isinstance(error, CallerFault | ModelNoise):
-            self.succeeded(model)  # the vendor did its part
-        elif isinstance(error, RateLimited):
-            self.abandoned(model)  # its limits say when to come back
+            self.succeeded(model, ticket)  # the vendor did its part
+            return
+        why = f"{error.kind}: {error.message}"
+        open_for_s = OPEN_AT_ONCE_S.get(type(error))
+        if isinstance(error, _WHOLE_PROVIDER):
+            self._tell(provider, Failed(open_for_s, begun), why)
+            self._tell(own, Abandoned(own_begun), why)
         else:
-            whole = isinstance(error, _WHOLE_PROVIDER)
-            failed = Failed(OPEN_AT_ONCE_S.get(type(error)))
-            why = f"{error.kind}: {error.message}"
-            self._tell([provider], failed if whole else Succeeded(), why)
-            self._tell([own], Abandoned() if whole else failed, why)
+            reached = not isinstance(error, TimedOut)  # silence says nothing of the vendor's other models
+            self._tell(provider, Succeeded(begun) if reached else Abandoned(begun), why)
+            self._tell(own, Failed(open_for_s, own_begun), why)
 
     def hinted(self, place: Place, open_s: float) -> None:
         """Another replica's breaker has opened."""
-        self._tell([place], Hinted(open_s), "another replica found it broken", listeners=False)
+        self._tell(place, Hinted(open_s), "another replica found it broken", listeners=False)
 
     def states(self) -> Iterator[tuple[Place, BreakerState]]:
         return ((place, breaker.state) for place, breaker in self._breakers.items())
 
-    def _tell(
-        self, told: tuple[Place, ...] | list[Place], event: BreakerEvent, why: str, *, listeners: bool = True
-    ) -> None:
+    def _breaker(self, place: Place) -> Breaker:
+        return self._breakers.get(place) or Breaker(self.policy)
+
+    def _tell(self, place: Place, event: BreakerEvent, why: str, *, listeners: bool = True) -> None:
         now = self.now()
-        for place in told:
-            before = self._breakers.get(place, Breaker(self.policy))
-            after = before.on(event, now)
-            self._breakers[place] = after
-            if after.state is before.state:
-                continue
-            open_s = after.ready_in(now) if after.state is BreakerState.OPEN else 0.0
-            change = Transition(*place, before.state, after.state, round(open_s, 3), why)
-            log.warning(
-                "circuit breaker",
-                provider=place[0], model=place[1] or "all", before=str(before.state), after=str(after.state),
-                open_s=change.open_s, why=why,
-            )  # fmt: skip
-            if listeners:
-                for listener in self._on_change:
-                    listener(change)
-            if after.state is BreakerState.CLOSED:
-                for closed in self._on_closed:
-                    closed(place)
+        before = self._breaker(place)
+        after = before.on(event, now)
+        self._breakers[place] = after
+        if after.state is before.state:
+            return
+        open_s = after.ready_in(now) if after.state is BreakerState.OPEN else 0.0
+        change = Transition(*place, before.state, after.state, round(open_s, 3), why)
+        log.warning(
+            "circuit breaker",
+            provider=place[0], model=place[1] or "all", before=str(before.state), after=str(after.state),
+            open_s=change.open_s, why=why,
+        )  # fmt: skip
+        if listeners:
+            for listener in self._on_change:
+                listener(change)
+        if after.state is BreakerState.CLOSED:
+            for closed in self._on_closed:
+                closed(place)
 
 
 def places(model: CatalogModel) -> tuple[Place, Place]:

@@ -15,6 +15,7 @@ from providers.errors import (
     OutOfCredit,
     PromptTooLarge,
     ProviderError,
+    RateLimited,
     Remedy,
 )
 
@@ -23,15 +24,16 @@ BACKOFF_CAP_S = 8.0
 LONGEST_PARK_S = 120.0
 """A limit of a minute is free again after a minute; what takes longer is a day's, and nobody stands in line for it."""
 HAND_BACK_S = 300.0
-"""For how long a request without a deadline rests in the queue before it looks again."""
+"""For how long a request that has time rests in the queue before it looks again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """Candidate number `index`, to be started no sooner than `not_before`."""
+    """Candidate number `index`, to be started no sooner than `not_before`; `limited`: as its vendor's limits say."""
 
     index: int
     not_before: float
+    limited: bool = False
 
 
 class Contender(NamedTuple):
@@ -57,40 +59,44 @@ class Plan:
     max_retries: int
     jitter: Callable[[], float]
     failures: list[tuple[int, ProviderError]] = field(default_factory=list)
-    _not_before: dict[int, float] = field(default_factory=dict)
+    _left: dict[int, Option] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._not_before = dict.fromkeys(range(len(self.contenders)), 0.0)
+        self._left = {index: Option(index, 0.0) for index in range(len(self.contenders))}
 
     def options(self) -> list[Option]:
         """What is left to try: those of the present round first, in order; empty when there is nothing."""
         tried = {index for index, _ in self.failures}
         if self.failures and isinstance(self.failures[-1][1], ModelNoise):
             tried.discard(self.failures[-1][0])  # its one more try comes before the next candidate
-        return [
-            Option(index, at)
-            for index, at in sorted(self._not_before.items(), key=lambda o: (o[0] in tried, o[1], o[0]))
-        ]
+        return sorted(self._left.values(), key=lambda o: (o.index in tried, o.not_before, o.index))
 
     def failed(self, index: int, error: ProviderError, now: float) -> None:
-        """Candidate `index` failed at `now` seconds."""
+        """Candidate `index` failed at `now` seconds.
+
+        A prompt that its first vendor calls wrong is wrong; one that a fallback calls wrong may be so for that vendor.
+        """
+        only_callers_faults = all(isinstance(earlier, CallerFault) for _, earlier in self.failures)
         self.failures.append((index, error))
-        del self._not_before[index]
+        was_left = self._left.pop(index, None) is not None
         times = sum(1 for i, _ in self.failures if i == index)
-        if error.remedy is Remedy.NONE:
-            self._not_before.clear()
-        elif isinstance(error, BadCredentials | OutOfCredit):
-            self._keep(lambda other: other.provider != self.contenders[index].provider)
+        mine = self.contenders[index]
+        if error.remedy is Remedy.NONE and only_callers_faults:
+            self._left.clear()
+        elif error.remedy is Remedy.NONE or isinstance(error, BadCredentials | OutOfCredit):
+            self._keep(lambda other: other.provider != mine.provider)
         elif isinstance(error, PromptTooLarge):
-            self._keep(lambda other: other.window > self.contenders[index].window)
+            self._keep(lambda other: other.window > mine.window)
         elif isinstance(error, ModelNoise):
-            if times <= min(self.max_retries, 1):
-                self._not_before[index] = 0.0
-        elif error.remedy in {Remedy.SAME, Remedy.WAIT} and times <= self.max_retries:
-            self._not_before[index] = now + (error.retry_after_s or 0.0) + self._backoff_s(times)
+            noises = sum(1 for i, e in self.failures if i == index and isinstance(e, ModelNoise))
+            if was_left and noises == 1 and times <= self.max_retries:
+                self._left[index] = Option(index, 0.0)
+        elif was_left and error.remedy in {Remedy.SAME, Remedy.WAIT} and times <= self.max_retries:
+            pause_s = (error.retry_after_s or 0.0) + self._backoff_s(times)
+            self._left[index] = Option(index, now + pause_s, isinstance(error, RateLimited))
 
     def _keep(self, may: Callable[[Contender], bool]) -> None:
-        self._not_before = {i: at for i, at in self._not_before.items() if may(self.contenders[i])}
+        self._left = {i: option for i, option in self._left.items() if may(self.contenders[i])}
 
     def _backoff_s(self, times: int) -> float:
         return self.jitter() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**times)
@@ -116,7 +122,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """Back into the queue for `wait_s`: no candidate is free soon, and there is no deadline."""
+    """Back into the queue for `wait_s`: no candidate is free soon, and the deadline is later, or there is none."""
 
     wait_s: float
 
@@ -135,7 +141,7 @@ def standstill(waits: Sequence[Wait], left_s: float | None) -> Park | HandBack |
     said = "; ".join(dict.fromkeys(w.why for w in waits))[:1000]
     if math.isinf(shortest):
         return RequestError(ErrorType.TOO_LARGE, said)
-    if left_s is None:
+    if left_s is None or shortest < left_s:
         return HandBack(min(shortest, HAND_BACK_S))
     kind = ErrorType.RATE_LIMITED if all(w.limited for w in waits) else ErrorType.UNAVAILABLE
     return RequestError(kind, f"no candidate is free before the deadline: {said}", retry_after_s=math.ceil(shortest))

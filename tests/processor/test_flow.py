@@ -13,16 +13,17 @@ import pytest
 from nats.aio.client import Client
 
 from processor import worker
+from processor.admission import Admission
 from processor.breaker import DEFAULT
 from processor.service import Processor
 from processor.subjects import Priority
 from processor.worker import Worker
-from providers.base import Opened, Prompt, TextDelta
-from providers.errors import BadCredentials, ModelNoise, Overloaded, RateLimited, VendorError
+from providers.base import Opened, Prompt, Quota, TextDelta
+from providers.errors import BadCredentials, InvalidPrompt, ModelNoise, Overloaded, RateLimited, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor
 from tests.processor.test_end_to_end import answer, slow
-from tests.talk import ask, ask_stream, body, stored
+from tests.talk import all_audit_events, ask, ask_stream, body, stored
 from tests.wait import wait_until
 
 
@@ -166,6 +167,40 @@ async def test_a_retry_after_of_hours_fails_over_and_freezes_no_other_model_of_t
     assert (error["type"], 7100 < error["retry_after_s"] <= 7201) == ("rate_limited", True)
 
 
+async def test_a_pinned_model_whose_vendor_asks_for_hours_is_told_as_limited_the_first_time_too(
+    nc: Client, start: StartProcessor
+) -> None:
+    await start({"anthropic": ScriptedProvider([RateLimited("a day's limit", retry_after_s=7200)])})
+    error = (await ask(nc, body(fallback=False)))["error"]
+    assert (error["type"], 7100 < error["retry_after_s"] <= 7201) == ("rate_limited", True)
+
+
+async def test_what_a_vendor_says_is_left_counts_from_when_it_said_so(nc: Client, start: StartProcessor) -> None:
+    def script(prompt: Prompt) -> Sequence[Step]:
+        long = "long" in str(prompt.messages)
+        left = Quota("rpm", 50, 40 if long else 0, 30.0)
+        return [Opened("r", (left,)), Pause(1.0 if long else 0), *answer()[1:]]
+
+    vendor = ScriptedProvider(script)
+    await start({"anthropic": vendor})
+    first = asyncio.create_task(ask(nc, body("long", fallback=False)))
+    await wait_until(lambda: vendor.calls)
+    await ask(nc, body("short", fallback=False))
+    await first  # its older word comes to its end last, and lifts nothing
+    error = (await ask(nc, body("third", fallback=False, deadline_ms=5_000)))["error"]
+    assert (error["type"], "the vendor says" in error["message"]) == ("rate_limited", True)
+
+
+async def test_what_a_fallback_calls_wrong_does_not_end_the_request(nc: Client, start: StartProcessor) -> None:
+    providers = {
+        "anthropic": ScriptedProvider([Overloaded("busy", status=529)]),
+        "groq": ScriptedProvider([InvalidPrompt("property 'x' is unsupported", status=400)]),
+        "gemini": ScriptedProvider(answer(model="gemini-2.5-flash")),
+    }
+    await start(providers)
+    assert (await ask(nc, body()))["provider"] == "gemini"
+
+
 async def test_a_request_without_a_deadline_rests_in_the_queue_for_hours_and_is_not_lost(
     nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,8 +284,7 @@ async def test_what_one_replica_found_broken_the_others_do_not_try(nc: Client, s
     second = await start({"anthropic": other, "groq": groq}, replica="second")
     sonnet = first._catalog.models["sonnet"]
     for _ in range(5):
-        first._health.started(sonnet)
-        first._health.failed(sonnet, VendorError("boom"))
+        first._health.failed(sonnet, VendorError("boom"), first._health.started(sonnet))
     await wait_until(lambda: second._health.refusal(sonnet))
     first.stop()
     await ask(nc, body(model="sonnet"))
@@ -326,8 +360,50 @@ async def test_a_critical_request_whose_first_token_is_late_asks_a_second_model_
     reply = await ask(nc, body(), "critical")
     assert (reply["response"], reply["provider"], reply["attempts"]) == ("From the other.", "groq", 2)
     assert vendor.cancelled == 1
-    assert reply["cost_usd"] > 0
     await wait_until(lambda: processor.limits.outstanding == 0)
+    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 4)) if e["event"] == "attempt"]
+    costs = {attempt["provider"]: attempt["cost_usd"] for attempt in attempts}
+    assert costs["anthropic"] > 0
+    assert reply["cost_usd"] == pytest.approx(costs["anthropic"] + costs["groq"])
+
+
+async def test_a_model_that_speaks_while_the_second_is_let_in_answers_alone(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = False
+
+    def script(prompt: Prompt) -> Sequence[Step]:
+        return [Opened(), Pause(0.3 if late else 0), *answer()[1:]]
+
+    silent = ScriptedProvider([Opened(), Pause(60)])
+    processor = await start({"anthropic": ScriptedProvider(script), "groq": silent}, hedge_critical=True)
+    for _ in range(20):
+        await ask(nc, body(), "critical")
+    try_now = Admission.try_now
+
+    async def slowly(*args: Any) -> Any:
+        admitted = await try_now(*args)
+        await asyncio.sleep(0.6)
+        return admitted
+
+    monkeypatch.setattr(Admission, "try_now", slowly)
+    late = True
+    reply = await ask(nc, body(), "critical", timeout=5)
+    assert (reply["provider"], reply["attempts"], silent.calls) == ("anthropic", 1, 0)
+    assert processor.limits.outstanding == 0
+
+
+async def test_of_two_hedged_calls_that_both_fail_the_client_hears_why(nc: Client, start: StartProcessor) -> None:
+    late = False
+
+    def script(prompt: Prompt) -> Sequence[Step]:
+        return [Pause(0.3), InvalidPrompt("bad", status=400)] if late else answer()
+
+    await start({"anthropic": ScriptedProvider(script)}, hedge_critical=True)
+    for _ in range(20):
+        await ask(nc, body(), "critical")
+    late = True
+    assert (await ask(nc, body(), "critical"))["error"]["type"] == "invalid_request"
 
 
 # --- poison ---------------------------------------------------------------------------------

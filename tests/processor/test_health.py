@@ -18,6 +18,8 @@ from providers.errors import (
     ProviderError,
     RateLimited,
     StreamCut,
+    TimedOut,
+    Unsupported,
 )
 
 CATALOG = load_catalog()
@@ -37,8 +39,7 @@ class Clock:
 def after(error: ProviderError, times: int) -> Health:
     health = Health(now=Clock())
     for _ in range(times):
-        health.started(HAIKU)
-        health.failed(HAIKU, error)
+        health.failed(HAIKU, error, health.started(HAIKU))
     return health
 
 
@@ -66,9 +67,42 @@ def test_a_model_that_is_gone_is_not_asked_for_again_for_a_while() -> None:
     assert (health.refusal(HAIKU) is not None, health.refusal(SONNET)) == (True, None)
 
 
-@pytest.mark.parametrize("error", [InvalidPrompt("bad"), ModelNoise("noise"), RateLimited("slow")])
+@pytest.mark.parametrize("error", [InvalidPrompt("bad"), ModelNoise("noise"), RateLimited("slow"), Unsupported("no")])
 def test_what_is_not_the_vendors_failure_opens_nothing(error: ProviderError) -> None:
     assert after(error, 50).refusal(HAIKU) is None
+
+
+def test_what_was_never_asked_is_no_sign_of_health() -> None:
+    health = after(Overloaded("busy"), 5)
+    assert isinstance(health.now, Clock)
+    health.now.now += 5
+    health.failed(HAIKU, Unsupported("temperature of 1.5"), health.started(HAIKU))
+    assert dict(health.states())["anthropic", "haiku"] is BreakerState.HALF_OPEN
+
+
+def test_silence_of_one_model_says_nothing_good_of_its_provider() -> None:
+    health = after(ConnectionFailed("refused"), 4)
+    health.failed(HAIKU, TimedOut("silent"), health.started(HAIKU))
+    health.failed(HAIKU, ConnectionFailed("refused"), health.started(HAIKU))
+    assert health.refusal(SONNET) is not None
+
+
+@pytest.mark.parametrize("late", ["succeeded", "abandoned", "failed"])
+def test_what_began_before_it_opened_is_not_taken_for_the_probe(late: str) -> None:
+    health = Health(now=(clock := Clock()))
+    old = health.started(HAIKU)
+    for _ in range(5):
+        health.failed(HAIKU, Overloaded("busy"), health.started(HAIKU))
+    clock.now += 5
+    probe = health.started(HAIKU)
+    if late == "failed":
+        health.failed(HAIKU, Overloaded("busy"), old)
+    else:
+        getattr(health, late)(HAIKU, old)
+    assert dict(health.states())["anthropic", "haiku"] is BreakerState.HALF_OPEN
+    assert health.refusal(HAIKU) is not None
+    health.succeeded(HAIKU, probe)
+    assert health.refusal(HAIKU) is None
 
 
 def test_every_transition_is_told_and_a_hint_is_not_told_on() -> None:
@@ -80,10 +114,9 @@ def test_every_transition_is_told_and_a_hint_is_not_told_on() -> None:
     health.hinted(("anthropic", "sonnet"), 30)
     assert (told, health.refusal(SONNET) is not None) == ([], True)
     for _ in range(5):
-        health.failed(HAIKU, Overloaded("busy"))
+        health.failed(HAIKU, Overloaded("busy"), health.started(HAIKU))
     clock.now += 5
-    health.started(HAIKU)
-    health.succeeded(HAIKU)
+    health.succeeded(HAIKU, health.started(HAIKU))
     assert [(t.model, t.after) for t in told] == [
         ("haiku", BreakerState.OPEN),
         ("haiku", BreakerState.HALF_OPEN),

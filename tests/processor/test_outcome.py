@@ -67,7 +67,7 @@ def test_a_lone_candidate_is_tried_again_after_its_pause() -> None:
     for error, at in ((VendorError("boom"), 100.25), (RateLimited("slow", retry_after_s=7), 107.25)):
         trying = plan(1)
         trying.failed(0, error, 100.0)
-        assert trying.options() == [Option(0, at)]
+        assert [(option.index, option.not_before) for option in trying.options()] == [(0, at)]
 
 
 @pytest.mark.parametrize("error", [BadCredentials("no"), Unsupported("no"), PromptTooLarge("no")])
@@ -81,6 +81,34 @@ def test_what_nothing_can_cure_ends_it() -> None:
     trying = plan(3)
     trying.failed(0, InvalidPrompt("bad"), 0)
     assert order(trying) == []
+
+
+def test_what_a_fallback_calls_wrong_may_be_right_for_the_others() -> None:
+    trying = Plan([Contender(name, 1000) for name in ("anthropic", "groq", "groq", "gemini")], 3, lambda: 0.5)
+    trying.failed(0, Overloaded("busy"), 0)
+    trying.failed(1, InvalidPrompt("property 'x' is unsupported"), 0)
+    assert order(trying) == [3, 0]
+
+
+def test_two_that_ran_at_once_may_both_fail() -> None:
+    trying = plan(3)
+    trying.failed(0, InvalidPrompt("bad"), 0)
+    trying.failed(1, Overloaded("busy"), 0)
+    assert order(trying) == []
+
+
+def test_a_pause_that_a_limit_asks_for_is_told_as_a_limit() -> None:
+    trying = plan(2)
+    trying.failed(0, RateLimited("slow", retry_after_s=7), 0)
+    trying.failed(1, Overloaded("busy", retry_after_s=7), 0)
+    assert {option.index: option.limited for option in trying.options()} == {0: True, 1: False}
+
+
+def test_noise_after_another_failure_is_worth_one_more_try_too() -> None:
+    trying = plan(1)
+    trying.failed(0, Overloaded("busy"), 0)
+    trying.failed(0, ModelNoise("botched call"), 1)
+    assert trying.options() == [Option(0, 0.0)]
 
 
 def test_noise_of_the_model_is_worth_one_more_try_at_once_and_then_the_next_candidate() -> None:
@@ -152,6 +180,11 @@ def test_a_wait_of_hours_goes_back_into_the_queue_where_there_is_no_deadline() -
     assert standstill([wait(LONGEST_PARK_S + 1), wait(math.inf)], None) == HandBack(LONGEST_PARK_S + 1)
 
 
+def test_a_wait_of_minutes_that_the_deadline_allows_is_waited_in_the_queue() -> None:
+    assert standstill([wait(LONGEST_PARK_S + 30)], 300) == HandBack(LONGEST_PARK_S + 30)
+    assert standstill([wait(7200)], 86_400) == HandBack(HAND_BACK_S)
+
+
 @pytest.mark.parametrize("left_s", [None, 30.0])
 def test_what_is_larger_than_every_limit_is_told_and_not_waited_for(left_s: float | None) -> None:
     error = standstill([wait(math.inf, "haiku: about 60000 tokens")], left_s)
@@ -166,6 +199,8 @@ def test_whoever_is_parked_is_free_before_the_deadline_and_whoever_could_be_is_p
     decision = standstill([wait(w) for w in waits], left_s)
     free = [w for w in waits if w <= LONGEST_PARK_S and (left_s is None or w < left_s)]
     assert isinstance(decision, Park) == bool(free)
+    in_time = [w for w in waits if not math.isinf(w) and (left_s is None or w < left_s)]
+    assert isinstance(decision, RequestError) == (not in_time)
 
 
 def test_a_fault_of_the_caller_beside_one_of_a_vendor_may_be_cured_by_time() -> None:
