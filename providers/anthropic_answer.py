@@ -8,8 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from providers.base import Event, Finished, FinishReason, TextDelta, ThinkingDelta, ToolCallDelta, Usage, UsageSeen
-from providers.codec import token_count
-from providers.errors import BadResponse
+from providers.codec import from_bytes, token_count
 from providers.exchange import Refused
 
 _REASONS: Final[Mapping[str, FinishReason]] = {
@@ -81,10 +80,7 @@ class AnthropicAnswer:
         return self.complete
 
     def feed(self, data: bytes) -> list[Event]:
-        try:
-            piece = _decode(data)
-        except msgspec.MsgspecError as error:
-            raise BadResponse(f"Anthropic sent an event that cannot be read: {error}") from error
+        piece = from_bytes(_decode, data, "Anthropic sent an event")
         match piece.type:
             case "message_start" if piece.message is not None:
                 self._model = piece.message.model or self._model
@@ -120,7 +116,7 @@ class AnthropicAnswer:
         if block.type == "tool_use":
             number = self._calls.setdefault(index, len(self._calls))
             whole = bytes(block.input)
-            arguments = "" if whole in (b"{}", b"null") else whole.decode()
+            arguments = "" if whole in (b"{}", b"null") else from_bytes(bytes.decode, whole, "Anthropic made a call")
             return [ToolCallDelta(number, block.id, block.name, arguments)]
         if block.type == "text" and block.text:
             return [TextDelta(block.text)]

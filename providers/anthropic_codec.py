@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from providers.anthropic_schema import with_one_type_each
 from providers.base import Image, Json, JsonFormat, Part, Prompt, Text, ToolCall, ToolChoice, ToolResult
-from providers.codec import call_arguments, system_text
+from providers.codec import call_arguments, https_address, system_text
 from providers.errors import Unsupported
 
 VENDOR: Final = "Anthropic"
@@ -61,9 +61,11 @@ def _json_format(wanted: JsonFormat, transform: SchemaTransform) -> dict[str, Js
     if wanted.schema is None:
         raise Unsupported("Anthropic answers in JSON only by a schema: give response_format one")
     try:
-        return {"type": "json_schema", "schema": transform(dict(wanted.schema))}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Unsupported(f"Anthropic cannot express this JSON schema: {error}") from error
+        return {"type": "json_schema", "schema": transform(with_one_type_each(wanted.schema))}
+    except Exception as error:
+        # The SDK says no in many ways, failed assertions among them.
+        why = f"{type(error).__name__}: {error!s:.200}"
+        raise Unsupported(f"Anthropic cannot express the JSON schema of response_format ({why})") from error
 
 
 def _turns(prompt: Prompt) -> list[dict[str, Json]]:
@@ -107,9 +109,9 @@ def _source(image: Image) -> dict[str, Json]:
         if image.media_type not in _IMAGES:
             raise Unsupported(f"Anthropic takes JPEG, PNG, GIF and WebP images, not {image.media_type}")
         return {"type": "base64", "media_type": image.media_type, "data": image.data}
-    if urlsplit(image.url or "").scheme != "https":
-        raise Unsupported("Anthropic fetches images from https addresses only")
-    return {"type": "url", "url": image.url}
+    url = image.url or ""
+    https_address(url, VENDOR)
+    return {"type": "url", "url": url}
 
 
 def _call_id(call_id: str) -> str:

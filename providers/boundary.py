@@ -135,7 +135,7 @@ def error_body(data: bytes) -> Mapping[str, Json]:
     """The error object of an error answer, out of its envelope; what is not JSON becomes its message."""
     try:
         value: Any = msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         value = None
     if isinstance(value, list) and value:
         value = value[0]

@@ -26,8 +26,8 @@ from providers.base import (
     Usage,
     UsageSeen,
 )
-from providers.codec import token_count
-from providers.errors import BadResponse, Unsupported
+from providers.codec import from_bytes, token_count
+from providers.errors import Unsupported
 from providers.exchange import Refused
 
 _REASONS: Final[Mapping[str, FinishReason]] = {
@@ -185,10 +185,7 @@ class ChatAnswer:
             # Without a finish reason before it, the end of the stream is not the end of an answer.
             self.closed = self.complete
             return []
-        try:
-            chunk = _decode(data)
-        except msgspec.MsgspecError as error:
-            raise BadResponse(f"{self._title} sent a chunk that cannot be read: {error}") from error
+        chunk = from_bytes(_decode, data, f"{self._title} sent a chunk")
         self._refuse(chunk.error)
         self._refuse(chunk.x_groq.error if chunk.x_groq else None)
         self._model = chunk.model or self._model

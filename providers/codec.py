@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
+import msgspec
 import orjson
 
 from providers.base import Json, Message, Text
-from providers.errors import Unsupported
+from providers.errors import BadResponse, Unsupported
+
+T = TypeVar("T")
+
+
+def to_bytes(body: Mapping[str, Json]) -> bytes:
+    """A request's body as it goes out.
+
+    Raises:
+        Unsupported: JSON as the wire has it cannot say this (an integer over 64 bits, hundreds of levels).
+    """
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        raise Unsupported(f"the request cannot be written as JSON: {error}") from error
+
+
+def from_bytes(decode: Callable[[bytes], T], data: bytes, piece: str) -> T:
+    """What `decode` reads in the bytes of an answer; `piece` names them in the error.
+
+    Raises:
+        BadResponse: they are not JSON, not UTF-8, or not of the shape.
+    """
+    try:
+        return decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadResponse(f"{piece} that cannot be read: {error}") from error
 
 
 def system_text(messages: tuple[Message, ...], vendor: str) -> str:
@@ -32,6 +60,21 @@ def json_object(text: str) -> dict[str, Json] | None:
     except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def https_address(url: str, vendor: str) -> SplitResult:
+    """An image's address, taken apart.
+
+    Raises:
+        Unsupported: it is no https address.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise Unsupported(f"{vendor} fetches images from https addresses only: {error}") from error
+    if parts.scheme != "https":
+        raise Unsupported(f"{vendor} fetches images from https addresses only, not {parts.scheme or 'none'!r}")
+    return parts
 
 
 def call_arguments(name: str, arguments: str, vendor: str) -> dict[str, Json]:

@@ -18,7 +18,7 @@ from providers.base import (
     Usage,
     UsageSeen,
 )
-from providers.codec import token_count
+from providers.codec import from_bytes, token_count
 from providers.errors import BadResponse, ModelNoise
 from providers.exchange import Refused
 
@@ -125,10 +125,7 @@ class GeminiAnswer:
             BadResponse: not JSON, or not of that shape.
             Refused: an error in place of a chunk.
         """
-        try:
-            chunk = _decode(data)
-        except msgspec.MsgspecError as error:
-            raise BadResponse(f"Gemini sent a chunk that cannot be read: {error}") from error
+        chunk = from_bytes(_decode, data, "Gemini sent a chunk")
         if chunk.error is not None:
             raise Refused(None, chunk.error, {})
         if chunk.model_version:
@@ -191,7 +188,7 @@ class GeminiAnswer:
             index=index,
             id=call.id or f"call_{self._calls_before + index}",
             name=call.name,
-            arguments=arguments.decode(),
+            arguments=from_bytes(bytes.decode, arguments, "Gemini made a call"),
             signature=signature,
         )
 

@@ -6,10 +6,9 @@ import mimetypes
 import re
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import urlsplit
 
 from providers.base import Image, Json, JsonFormat, Part, Prompt, Text, Tool, ToolCall, ToolChoice, ToolResult
-from providers.codec import call_arguments, json_object, system_text
+from providers.codec import call_arguments, https_address, json_object, system_text
 from providers.errors import Unsupported
 from providers.gemini_schema import gemini_schema
 
@@ -182,10 +181,8 @@ def _image(image: Image) -> dict[str, Json]:
             raise Unsupported("Gemini needs the media type of an image")
         return {"inlineData": {"mimeType": image.media_type, "data": image.data}}
     url = image.url or ""
-    parts = urlsplit(url)
-    if parts.scheme != "https":
-        raise Unsupported(f"Gemini fetches images from https addresses only, not {parts.scheme or 'none'!r}")
-    media_type = image.media_type or mimetypes.guess_type(parts.path)[0]
+    address = https_address(url, VENDOR)
+    media_type = image.media_type or mimetypes.guess_type(address.path)[0]
     if media_type is None:
         raise Unsupported("Gemini needs the media type of an image whose address does not tell it")
     return {"fileData": {"mimeType": media_type, "fileUri": url}}

@@ -73,9 +73,12 @@ def gemini_schema(schema: Mapping[str, Json]) -> dict[str, Json]:
 
     Raises:
         Unsupported: a keyword that changes the shape of the value and has no equivalent (`not`, `if`, `allOf` of
-            several, `patternProperties`, …).
+            several, `patternProperties`, …), or more levels than can be followed.
     """
-    return _node(_merged(schema))
+    try:
+        return _node(_merged(schema))
+    except RecursionError as error:
+        raise Unsupported("Gemini cannot take a JSON schema of so many levels") from error
 
 
 def _node(schema: Mapping[str, Json]) -> dict[str, Json]:

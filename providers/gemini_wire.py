@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.request import getproxies
 
-import orjson
-
 from providers.base import Endpoint, Json
 from providers.boundary import error_body
+from providers.codec import to_bytes
 from providers.errors import BadResponse
 from providers.exchange import Refused, Reply
 from providers.gemini_answer import error_in
@@ -74,7 +73,7 @@ class RawWire:
     @asynccontextmanager
     async def post(self, model: str, body: Mapping[str, Json], *, stream: bool) -> AsyncIterator[Reply]:
         request = self._api._build_request("post", method_path(model, stream=stream), {}, None)
-        data = orjson.dumps(body)
+        data = to_bytes(body)
         response = await self._session.post(
             request.url,
             headers=request.headers,

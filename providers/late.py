@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from typing import Generic, Protocol, TypeVar
 
 from providers.base import Endpoint
+from providers.boundary import safe_message
+from providers.errors import BadCredentials, ProviderError, VendorError
+
+log = logging.getLogger(__name__)
 
 
 class Closing(Protocol):
@@ -40,11 +45,29 @@ class LateProvider(ABC, Generic[C]):
         await self.opened()
 
     async def opened(self) -> C:
-        """The client, made now if it was not there."""
+        """The client, made now if it was not there.
+
+        Raises:
+            ProviderError: it cannot be made; whatever the reason, another provider may answer.
+        """
         async with self._opening:
             if self._client is None:
-                self._client = await self.connect()
+                try:
+                    self._check_key()
+                    self._client = await self.connect()
+                except ProviderError:
+                    raise
+                except Exception as error:
+                    # The error's own words may hold a path or a proxy's password: they are the operator's to read.
+                    log.warning("%s cannot be opened: %s", self._name, safe_message(repr(error), self.endpoint.api_key))
+                    raise VendorError(f"{self._name} cannot be opened ({type(error).__name__})") from error
             return self._client
+
+    def _check_key(self) -> None:
+        """Refuse a key that no HTTP header can hold, which every SDK does in its own way, and late."""
+        key = self.endpoint.api_key
+        if not (key.isascii() and key.isprintable()):
+            raise BadCredentials(f"{self._name}'s key has characters that no key has (a line's end, perhaps)")
 
     async def aclose(self) -> None:
         """Close all connections. The next call opens anew."""

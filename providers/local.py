@@ -7,11 +7,10 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-import orjson
-
 from providers.base import Endpoint, Event, Json, Prompt
 from providers.boundary import error_body, kind_by_status
 from providers.chat_completions import ChatAnswer, encode
+from providers.codec import to_bytes
 from providers.embedded_model import EmbeddedModel
 from providers.errors import PromptTooLarge, ProviderError, VendorError
 from providers.exchange import Refused, Reply, Vendor, exchange, is_streamed
@@ -42,7 +41,7 @@ class LocalWire:
     async def post(self, body: Mapping[str, Json], *, stream: bool) -> AsyncIterator[Reply]:
         """Send one request. Raises `Refused`, and aiohttp's own errors."""
         headers = {"Content-Type": "application/json"}
-        data = orjson.dumps(body)
+        data = to_bytes(body)
         async with self._session.post(self._url, data=data, headers=headers, allow_redirects=False) as response:
             if response.status != 200:
                 raise Refused(response.status, error_body(await response.read()), response.headers)
@@ -78,7 +77,7 @@ class LocalProvider(LateProvider[LocalWire]):
         import aiohttp
 
         endpoint = self.endpoint
-        base_url = await self._embedded.start() if self._embedded else endpoint.base_url or ""
+        url = completions_url(await self._embedded.start() if self._embedded else endpoint.base_url or "")
         session = aiohttp.ClientSession(
             # llama.cpp closes kept connections without a word, and a new one costs nothing nearby.
             connector=aiohttp.TCPConnector(limit=endpoint.connections, force_close=True),
@@ -87,7 +86,7 @@ class LocalProvider(LateProvider[LocalWire]):
             ),
             headers={"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else None,
         )
-        return LocalWire(session, completions_url(base_url), self._embedded)
+        return LocalWire(session, url, self._embedded)
 
     def _error(self, refused: Refused) -> ProviderError:
         return _LOCAL.error(kind_of(refused.status, refused.body), refused, self.endpoint.api_key)

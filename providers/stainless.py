@@ -13,10 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, ClassVar
 
-import orjson
-
 from providers.base import Event, Json, Prompt
 from providers.boundary import error_body
+from providers.codec import to_bytes
 from providers.errors import ProviderError
 from providers.exchange import Answer, Refused, Reply, Vendor, exchange, is_streamed
 from providers.late import LateProvider
@@ -44,7 +43,7 @@ class StainlessWire:
             response = await self._client.post(
                 path,
                 cast_to=self._response_type,
-                content=orjson.dumps(body),
+                content=to_bytes(body),
                 options={"headers": {**_UNREAD, "Content-Type": "application/json"}},
             )
         except self.sdk.APIStatusError as error:

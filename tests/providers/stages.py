@@ -28,6 +28,7 @@ from providers.local import LocalProvider
 from providers.scripted import Pause, Script, ScriptedProvider, Step
 from tests.providers.vendor import KEY
 
+OVER_HTTP = [AnthropicProvider, GroqProvider, GeminiProvider, LocalProvider]
 PROVIDERS = ["anthropic", "groq", "gemini", "local", "scripted"]
 
 

@@ -327,6 +327,7 @@ async def test_a_json_schema_goes_out_as_the_sdk_transforms_it(vendor: Vendor, c
         ),
         ({"messages": (Message("user", (Image("image/bmp", "aGk="),)),)}, "image/bmp"),
         ({"messages": (Message("user", (Image(url="http://x.org/a.png"),)),)}, "https"),
+        ({"messages": (Message("user", (Image(url="https://[x"),)),)}, "https"),
         ({"messages": (Message("assistant", (ToolCall("a", "rain", "[]"),)),)}, "rain"),
     ],
 )

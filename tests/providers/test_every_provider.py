@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import orjson
 import pytest
 from llmock.pytest_plugin import LLMock
 
-from providers.base import Finished, FinishReason, Opened, TextDelta, Tool, ToolCallDelta, UsageSeen
+from providers.base import Endpoint, Finished, FinishReason, Opened, TextDelta, Tool, ToolCallDelta, UsageSeen
 from providers.errors import (
     BadCredentials,
     BadResponse,
@@ -20,10 +21,12 @@ from providers.errors import (
     RateLimited,
     StreamCut,
     TimedOut,
+    Unsupported,
     VendorError,
 )
-from tests.providers.stages import PROVIDERS, Stage, stage
-from tests.providers.vendor import KEY, events_of, prompt
+from providers.groq import GroqProvider
+from tests.providers.stages import OVER_HTTP, PROVIDERS, Stage, stage
+from tests.providers.vendor import KEY, Vendor, events_of, prompt
 
 RAIN = Tool("rain", "Rain of the last days", {"type": "object", "properties": {"place": {"type": "string"}}})
 SENTENCE = "one two three four five six"
@@ -119,3 +122,60 @@ async def test_a_closed_provider_opens_again(on_stage: Stage) -> None:
     await on_stage.provider.aclose()
     on_stage.reply(SENTENCE)
     assert isinstance((await events_of(on_stage.provider, prompt(model=on_stage.model)))[-1], Finished)
+
+
+# --- those that go out over HTTP ------------------------------------------------------------
+
+every_http = pytest.mark.parametrize("make", OVER_HTTP)
+
+
+@every_http
+async def test_a_provider_that_cannot_be_opened_says_so_without_secrets(
+    make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(make):  # type: ignore[misc]
+        async def connect(self) -> Any:
+            raise OSError(f"no certificate at /etc/ca.pem, key {KEY}")
+
+    with pytest.raises(VendorError) as raised:
+        await events_of(Broken(Endpoint(api_key=KEY)), prompt())
+    assert "OSError" in raised.value.message
+    assert "/etc" not in raised.value.message
+    assert "/etc/ca.pem" in caplog.text
+    assert KEY not in caplog.text + raised.value.message
+
+
+async def test_an_sdk_that_is_not_there_is_a_vendor_error() -> None:
+    class Broken(GroqProvider):
+        sdk_name = "no_such_sdk"
+
+    with pytest.raises(VendorError, match="groq cannot be opened"):
+        await events_of(Broken(Endpoint(api_key=KEY)), prompt())
+
+
+@every_http
+@pytest.mark.parametrize("key", ["sk-1\n", "sk-ключ"])
+async def test_a_key_that_no_header_can_hold_is_refused_as_such(vendor: Vendor, make: Any, key: str) -> None:
+    with pytest.raises(BadCredentials, match="key"):
+        await events_of(make(vendor.endpoint(api_key=key)), prompt())
+    assert vendor.paths == []
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@every_http
+@pytest.mark.parametrize("schema", [{"type": "integer", "maximum": 2**70}, nested(300), nested(5000)])
+async def test_a_request_that_json_cannot_say_is_refused_before_any_call(
+    vendor: Vendor, make: Any, schema: dict[str, Any]
+) -> None:
+    provider = make(vendor.endpoint())
+    tool = Tool("count", "", {"type": "object", "properties": {"a": schema}})
+    with pytest.raises(Unsupported):
+        await events_of(provider, prompt(tools=(tool,)))
+    assert vendor.paths == []
+    await provider.aclose()

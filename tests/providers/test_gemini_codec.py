@@ -147,7 +147,14 @@ def test_images_go_by_value_or_by_address() -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [Image(data="AAAA"), Image(url="http://x.example/a.png"), Image(url="https://x.example/a"), Image()]
+    "image",
+    [
+        Image(data="AAAA"),
+        Image(url="http://x.example/a.png"),
+        Image(url="https://x.example/a"),
+        Image(),
+        Image(url="https://[x"),
+    ],
 )
 def test_an_image_that_gemini_cannot_take_is_refused(image: Image) -> None:
     with pytest.raises(Unsupported):
