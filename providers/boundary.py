@@ -31,7 +31,20 @@ from providers.errors import (
 )
 
 MAX_MESSAGE = 500
-_STACKS = ("aiohttp", "httpx", "httpx2", "httpcore", "httpcore2", "httpx_aiohttp")
+_STACKS: Final = frozenset({"aiohttp", "httpx", "httpx2", "httpcore", "httpcore2", "httpx_aiohttp"})
+_CONNECTING: Final = frozenset(
+    [
+        "ClientConnectorError",
+        "ConnectionTimeoutError",
+        "ClientHttpProxyError",
+        "InvalidUrlClientError",
+        "ConnectError",
+        "ConnectTimeout",
+        "ConnectionRefusedError",
+        "gaierror",
+    ]
+)
+"""What aiohttp, the httpx family and the sockets below them raise while there is no connection yet."""
 
 
 @dataclass(slots=True)
@@ -64,10 +77,13 @@ def transport_error(error: BaseException, *, opened: bool) -> ProviderError | No
     It is told by the module its class comes from, because the stacks are imported with the SDKs, late, and one SDK
     may raise another stack's errors. With `opened`, the answer had begun: the stream was cut.
     """
-    root = _root(error)
-    if root is None:
+    layers = _layers(error)
+    if not layers:
         return None
+    root = layers[-1]
     name = type(root).__name__
+    if not opened and _connecting(layers):
+        return ConnectionFailed(f"the vendor cannot be reached ({name})")
     if isinstance(root, TimeoutError) or "Timeout" in name:
         where = "in the middle of its answer" if opened else "before its answer began"
         return TimedOut(f"the vendor was silent for too long {where}")
@@ -75,23 +91,32 @@ def transport_error(error: BaseException, *, opened: bool) -> ProviderError | No
         return StreamCut("the connection to the vendor broke in the middle of its answer")
     if name in {"DecodingError", "ContentTypeError", "InvalidURL"}:
         return BadResponse(f"the vendor's answer cannot be read ({name})")
-    return ConnectionFailed(f"the vendor cannot be reached ({name})")
+    return ConnectionFailed(f"the connection to the vendor broke before its answer ({name})")
 
 
-def _root(error: BaseException) -> BaseException | None:
-    """The transport error at the bottom of the chain of causes.
+def _layers(error: BaseException) -> list[BaseException]:
+    """The transport errors in the chain of causes, the innermost last: that one says the most.
 
     Each layer renames the one below it, and not always rightly: a dropped connection becomes a ConnectTimeout. What
     lies below the transport (the cancellation inside a timeout, zlib's error inside a decoding error) says less.
     """
-    root: BaseException | None = None
+    layers: list[BaseException] = []
     step: BaseException | None = error
     while step is not None:
-        modules = {cls.__module__.partition(".")[0] for cls in type(step).__mro__}
-        if isinstance(step, OSError | TimeoutError | EOFError) or modules.intersection(_STACKS):
-            root = step
+        if isinstance(step, OSError | EOFError) or _of_a_stack(step):
+            layers.append(step)
         step = step.__cause__
-    return root
+    return layers
+
+
+def _of_a_stack(error: BaseException) -> bool:
+    return not _STACKS.isdisjoint(cls.__module__.partition(".")[0] for cls in type(error).__mro__)
+
+
+def _connecting(layers: list[BaseException]) -> bool:
+    """Whether there was no connection yet, by the word of the innermost stack: a bare OSError does not know."""
+    told = next(filter(_of_a_stack, reversed(layers)), layers[-1])
+    return not _CONNECTING.isdisjoint(cls.__name__ for cls in type(told).__mro__)
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

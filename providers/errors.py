@@ -14,8 +14,8 @@ ProviderError
 │   └── Overloaded         529, 503, Groq's 498: the vendor's trouble, not our quota
 └── VendorFault            the vendor or the way to it broke
     ├── VendorError        5xx, an error event inside a 200 stream
-    ├── ConnectionFailed   refused, reset, TLS, DNS: before any answer
-    ├── TimedOut           no byte within the time allowed
+    ├── ConnectionFailed   no connection (refused, DNS, TLS, not in time), or one that broke before any answer
+    ├── TimedOut           connected, but no byte within the time allowed
     ├── StreamCut          the stream ended without its terminal event
     ├── BadResponse        what came is not the vendor's format
     └── ModelNoise         the model produced an unusable call (Groq's tool_use_failed)

@@ -50,7 +50,8 @@ class StainlessWire:
             refusal = error.response
             raise Refused(refusal.status_code, error_body(refusal.content), refusal.headers) from None
         except self.sdk.APIConnectionError as error:
-            raise error.__cause__ or ConnectionError(str(error)) from None
+            # The whole chain of causes goes along: only its end says what happened.
+            raise ConnectionError(str(error)) from error.__cause__
         try:
             yield Reply(response.headers, _events(response) if stream else _whole(response))
         finally:

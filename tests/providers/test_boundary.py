@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import aiohttp
 import httpx
@@ -25,6 +26,8 @@ from providers.errors import BadResponse, ConnectionFailed, ProviderError, Strea
     [
         (ConnectionRefusedError(), False, ConnectionFailed),
         (httpx.ConnectError("x"), False, ConnectionFailed),
+        (httpx.ConnectTimeout("x"), False, ConnectionFailed),
+        (aiohttp.ConnectionTimeoutError(), False, ConnectionFailed),
         (aiohttp.ServerDisconnectedError(), False, ConnectionFailed),
         (aiohttp.ClientPayloadError(), True, StreamCut),
         (httpx.RemoteProtocolError("x"), True, StreamCut),
@@ -39,10 +42,37 @@ def test_transport_errors_of_every_stack(error: Exception, opened: bool, expecte
     assert type(transport_error(error, opened=opened)) is expected
 
 
-def test_the_innermost_cause_counts_because_layers_rename_it() -> None:
-    renamed = httpx.ConnectTimeout("renamed")
-    renamed.__cause__ = aiohttp.ServerDisconnectedError()
-    assert type(transport_error(renamed, opened=False)) is ConnectionFailed
+def chain(*layers: BaseException) -> BaseException:
+    """The first, with each next one as the cause of the one before."""
+    for above, below in pairwise(layers):
+        above.__cause__ = below
+    return layers[0]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ((httpx.ConnectTimeout("renamed"), aiohttp.ServerDisconnectedError()), ConnectionFailed),
+        ((httpx.ConnectError("renamed"), aiohttp.SocketTimeoutError()), TimedOut),
+        (
+            (ConnectionError(), httpx.ConnectTimeout("x"), aiohttp.ConnectionTimeoutError(), TimeoutError()),
+            ConnectionFailed,
+        ),
+        ((aiohttp.ConnectionTimeoutError(), TimeoutError(), asyncio.CancelledError()), ConnectionFailed),
+        ((httpx.ConnectTimeout("native"), TimeoutError()), ConnectionFailed),
+        ((httpx.ReadTimeout("native"), TimeoutError()), TimedOut),
+        ((aiohttp.ClientOSError(), TimeoutError(110, "ETIMEDOUT, of a connection that stood")), TimedOut),
+    ],
+)
+def test_the_innermost_cause_counts_because_layers_rename_it(
+    layers: tuple[BaseException, ...], expected: type[ProviderError]
+) -> None:
+    assert type(transport_error(chain(*layers), opened=False)) is expected
+
+
+def test_in_the_middle_of_an_answer_no_error_is_one_of_connecting() -> None:
+    assert type(transport_error(aiohttp.ConnectionTimeoutError(), opened=True)) is TimedOut
+    assert type(transport_error(httpx.ConnectError("renamed"), opened=True)) is StreamCut
 
 
 @pytest.mark.parametrize(

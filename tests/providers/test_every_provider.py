@@ -13,6 +13,7 @@ from providers.base import Endpoint, Finished, FinishReason, Opened, TextDelta, 
 from providers.errors import (
     BadCredentials,
     BadResponse,
+    ConnectionFailed,
     InvalidPrompt,
     ModelGone,
     Overloaded,
@@ -26,7 +27,7 @@ from providers.errors import (
 )
 from providers.groq import GroqProvider
 from tests.providers.stages import OVER_HTTP, PROVIDERS, Stage, stage
-from tests.providers.vendor import KEY, Vendor, events_of, prompt
+from tests.providers.vendor import KEY, Vendor, dropped, events_of, prompt, silent
 
 RAIN = Tool("rain", "Rain of the last days", {"type": "object", "properties": {"place": {"type": "string"}}})
 SENTENCE = "one two three four five six"
@@ -179,3 +180,43 @@ async def test_a_request_that_json_cannot_say_is_refused_before_any_call(
         await events_of(provider, prompt(tools=(tool,)))
     assert vendor.paths == []
     await provider.aclose()
+
+
+async def error_of(make: Any, endpoint: Endpoint, *, stream: bool = True) -> ProviderError:
+    provider = make(endpoint)
+    with pytest.raises(ProviderError) as raised:
+        await events_of(provider, prompt(stream=stream))
+    await provider.aclose()
+    return raised.value
+
+
+@every_http
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_connection_dropped_before_the_answer_has_failed(vendor: Vendor, make: Any, stream: bool) -> None:
+    vendor.play = dropped
+    assert type(await error_of(make, vendor.endpoint(), stream=stream)) is ConnectionFailed
+    assert len(vendor.paths) == 1
+
+
+@every_http
+async def test_a_vendor_that_gives_no_connection_in_time_cannot_be_reached(unreachable: str, make: Any) -> None:
+    error = await error_of(make, Endpoint(api_key=KEY, base_url=unreachable, connect_timeout_s=0.1))
+    assert type(error) is ConnectionFailed
+
+
+@every_http
+@pytest.mark.parametrize("fault", ["refused", "no such host", "no TLS"])
+async def test_a_vendor_that_cannot_be_connected_to_cannot_be_reached(vendor: Vendor, make: Any, fault: str) -> None:
+    urls = {
+        "refused": "http://127.0.0.1:9",
+        "no such host": "http://nowhere.invalid",
+        "no TLS": vendor.url.replace("http:", "https:"),
+    }
+    assert type(await error_of(make, vendor.endpoint(base_url=urls[fault]))) is ConnectionFailed
+
+
+@every_http
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_vendor_silent_once_connected_has_timed_out(vendor: Vendor, make: Any, stream: bool) -> None:
+    vendor.play = silent
+    assert type(await error_of(make, vendor.endpoint(read_timeout_s=0.1), stream=stream)) is TimedOut
