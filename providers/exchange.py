@@ -159,10 +159,13 @@ async def _last_words(reply: Reply, answer: Answer) -> list[Event]:
         async with asyncio.timeout(LAST_WORDS_S):
             async for data in reply.data:
                 events += answer.feed(data)
+    except (ProviderError, Refused):
+        # The answer is complete, and paid for: neither noise nor an error after it takes anything from it.
+        return events
     except Exception as error:
         if transport_error(error, opened=True) is None:
             raise
-        # The answer is complete: a rough end of the connection takes nothing from it.
+        # Nor does a rough end of the connection.
     return events
 
 

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from llmock.pytest_plugin import LLMock
 
+from providers.anthropic import AnthropicProvider
 from providers.base import Endpoint, Finished, FinishReason, Opened, TextDelta, Tool, ToolCallDelta, UsageSeen
 from providers.errors import (
     BadCredentials,
@@ -25,9 +26,11 @@ from providers.errors import (
     Unsupported,
     VendorError,
 )
+from providers.gemini import GeminiProvider
 from providers.groq import GroqProvider
+from providers.local import LocalProvider
 from tests.providers.stages import OVER_HTTP, PROVIDERS, Stage, stage
-from tests.providers.vendor import KEY, Vendor, dropped, events_of, prompt, silent
+from tests.providers.vendor import KEY, Vendor, dropped, events_of, prompt, silent, streamed
 
 RAIN = Tool("rain", "Rain of the last days", {"type": "object", "properties": {"place": {"type": "string"}}})
 SENTENCE = "one two three four five six"
@@ -220,3 +223,28 @@ async def test_a_vendor_that_cannot_be_connected_to_cannot_be_reached(vendor: Ve
 async def test_a_vendor_silent_once_connected_has_timed_out(vendor: Vendor, make: Any, stream: bool) -> None:
     vendor.play = silent
     assert type(await error_of(make, vendor.endpoint(read_timeout_s=0.1), stream=stream)) is TimedOut
+
+
+CHAT_ENDED = [{"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}, b"data: [DONE]\n\n"]
+ENDED: dict[Any, list[Any]] = {
+    AnthropicProvider: [{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"}],
+    GroqProvider: CHAT_ENDED,
+    GeminiProvider: [
+        {"candidates": [{"content": {"parts": [{"text": "x"}]}}]},
+        {"candidates": [{"finishReason": "STOP"}]},
+    ],
+    LocalProvider: CHAT_ENDED,
+}
+
+
+@every_http
+@pytest.mark.parametrize("late", [b"{garbage", b'"\xff"', b'{"type": "error", "error": {"message": "too late"}}'])
+async def test_what_comes_after_the_terminal_event_takes_nothing_from_the_answer(
+    vendor: Vendor, make: Any, late: bytes
+) -> None:
+    vendor.play = streamed(*ENDED[make], b"data: " + late + b"\n\n")
+    provider = make(vendor.endpoint(api_version="v1beta"))
+    finished = (await events_of(provider, prompt(stream=True)))[-1]
+    assert isinstance(finished, Finished)
+    assert finished.reason is FinishReason.STOP
+    await provider.aclose()
