@@ -23,6 +23,10 @@ SchemaTransform = Callable[[dict[str, Any]], dict[str, Any]]
 def encode(prompt: Prompt, transform: SchemaTransform, *, stream: bool) -> dict[str, Json]:
     """The request body.
 
+    Where `temperature` and `top_p` are both given, `temperature` goes out alone: the models since Claude 4.5 answer
+    400 to both (source: "Use only temperature OR top_p, not both", Anthropic's guide to migrating to Claude 4.5,
+    platform.claude.com/docs/en/about-claude/models/migrating-to-claude-4), and for older ones it advised against it.
+
     Raises:
         Unsupported: what Anthropic cannot do, by name.
     """
@@ -37,7 +41,7 @@ def encode(prompt: Prompt, transform: SchemaTransform, *, stream: bool) -> dict[
         body["system"] = system
     if prompt.temperature is not None:
         body["temperature"] = prompt.temperature
-    if prompt.top_p is not None:
+    elif prompt.top_p is not None:
         body["top_p"] = prompt.top_p
     if prompt.stop:
         body["stop_sequences"] = list(prompt.stop)

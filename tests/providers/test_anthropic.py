@@ -256,7 +256,6 @@ def test_a_conversation_with_everything_in_it() -> None:
     body = encoded(
         messages=conversation,
         temperature=0.5,
-        top_p=0.9,
         stop=("END",),
         max_tokens=50,
         tools=(Tool("rain", "Rain", {"properties": {}}),),
@@ -291,11 +290,24 @@ def test_a_conversation_with_everything_in_it() -> None:
             },
         ],
         "temperature": 0.5,
-        "top_p": 0.9,
         "stop_sequences": ["END"],
         "tools": [{"name": "rain", "description": "Rain", "input_schema": {"type": "object", "properties": {}}}],
         "tool_choice": {"type": "tool", "name": "rain"},
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"temperature": 0.0, "top_p": 0.9}, {"temperature": 0.0}),
+        ({"temperature": 0.2}, {"temperature": 0.2}),
+        ({"top_p": 0.9}, {"top_p": 0.9}),
+        ({}, {}),
+    ],
+)
+def test_of_temperature_and_top_p_only_one_goes_out(given: dict[str, Any], sent: dict[str, Any]) -> None:
+    body = encoded(**given)
+    assert {name: body[name] for name in ("temperature", "top_p") if name in body} == sent
 
 
 @pytest.mark.parametrize(("mode", "told"), [("auto", "auto"), ("none", "none"), ("required", "any")])
