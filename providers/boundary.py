@@ -75,7 +75,8 @@ def transport_error(error: BaseException, *, opened: bool) -> ProviderError | No
     """The transport's error as ours, or None if it is no transport error.
 
     It is told by the module its class comes from, because the stacks are imported with the SDKs, late, and one SDK
-    may raise another stack's errors. With `opened`, the answer had begun: the stream was cut.
+    may raise another stack's errors. With `opened`, the answer had begun: the stream was cut. Where there was no
+    connection yet, the call is `unsent`.
     """
     layers = _layers(error)
     if not layers:
@@ -83,7 +84,7 @@ def transport_error(error: BaseException, *, opened: bool) -> ProviderError | No
     root = layers[-1]
     name = type(root).__name__
     if not opened and _connecting(layers):
-        return ConnectionFailed(f"the vendor cannot be reached ({name})")
+        return ConnectionFailed(f"the vendor cannot be reached ({name})", unsent=True)
     if isinstance(root, TimeoutError) or "Timeout" in name:
         where = "in the middle of its answer" if opened else "before its answer began"
         return TimedOut(f"the vendor was silent for too long {where}")

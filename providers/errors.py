@@ -19,6 +19,9 @@ ProviderError
     ├── StreamCut          the stream ended without its terminal event
     ├── BadResponse        what came is not the vendor's format
     └── ModelNoise         the model produced an unusable call (Groq's tool_use_failed)
+
+Crosswise to the tree, some errors say that the call was certainly never sent (`unsent`), so that it cost nothing:
+every Unsupported, a ConnectionFailed without a connection, and whatever kept a provider's client from being opened.
 """
 
 from __future__ import annotations
@@ -41,10 +44,12 @@ class ProviderError(Exception):
     """A call to a vendor that gave no complete answer.
 
     `message` is fit for a client: no key, no trace. `retry_after_s` is the vendor's own word in seconds, where it
-    gave one; `vendor_type` the vendor's name for the error; `quotas` what its headers said of its limits.
+    gave one; `vendor_type` the vendor's name for the error; `quotas` what its headers said of its limits. `unsent` is
+    True only where the vendor certainly never saw the call: it counts against no limit, and costs nothing.
     """
 
     remedy: Remedy = Remedy.OTHER
+    unsent: bool = False
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class ProviderError(Exception):
         retry_after_s: float | None = None,
         vendor_request_id: str | None = None,
         quotas: tuple[Quota, ...] = (),
+        unsent: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -63,6 +69,8 @@ class ProviderError(Exception):
         self.retry_after_s = retry_after_s
         self.vendor_request_id = vendor_request_id
         self.quotas = quotas
+        if unsent is not None:
+            self.unsent = unsent
 
     @property
     def kind(self) -> str:
@@ -85,6 +93,7 @@ class PromptTooLarge(CallerFault):
 
 class Unsupported(CallerFault):
     remedy = Remedy.OTHER
+    unsent = True
 
 
 class AccountFault(ProviderError):

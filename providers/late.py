@@ -48,19 +48,21 @@ class LateProvider(ABC, Generic[C]):
         """The client, made now if it was not there.
 
         Raises:
-            ProviderError: it cannot be made; whatever the reason, another provider may answer.
+            ProviderError: it cannot be made, so that nothing is sent; whatever the reason, another provider may answer.
         """
         async with self._opening:
             if self._client is None:
                 try:
                     self._check_key()
                     self._client = await self.connect()
-                except ProviderError:
+                except ProviderError as error:
+                    error.unsent = True
                     raise
                 except Exception as error:
                     # The error's own words may hold a path or a proxy's password: they are the operator's to read.
                     log.warning("%s cannot be opened: %s", self._name, safe_message(repr(error), self.endpoint.api_key))
-                    raise VendorError(f"{self._name} cannot be opened ({type(error).__name__})") from error
+                    why = type(error).__name__
+                    raise VendorError(f"{self._name} cannot be opened ({why})", unsent=True) from error
             return self._client
 
     def _check_key(self) -> None:

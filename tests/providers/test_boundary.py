@@ -6,11 +6,16 @@ import asyncio
 import zlib
 from datetime import UTC, datetime
 from itertools import pairwise
+from socket import gaierror
+from ssl import SSLCertVerificationError, SSLError
+from typing import Any
 
 import aiohttp
 import httpx
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 
+from providers import errors
 from providers.boundary import (
     Call,
     retry_after_seconds,
@@ -50,24 +55,82 @@ def chain(*layers: BaseException) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"),
+    ("layers", "expected", "unsent"),
     [
-        ((httpx.ConnectTimeout("renamed"), aiohttp.ServerDisconnectedError()), ConnectionFailed),
-        ((httpx.ConnectError("renamed"), aiohttp.SocketTimeoutError()), TimedOut),
+        ((httpx.ConnectTimeout("renamed"), aiohttp.ServerDisconnectedError()), ConnectionFailed, False),
+        ((httpx.ConnectError("renamed"), aiohttp.ClientOSError(), ConnectionResetError()), ConnectionFailed, False),
+        ((httpx.ConnectError("renamed"), aiohttp.SocketTimeoutError()), TimedOut, False),
         (
             (ConnectionError(), httpx.ConnectTimeout("x"), aiohttp.ConnectionTimeoutError(), TimeoutError()),
             ConnectionFailed,
+            True,
         ),
-        ((aiohttp.ConnectionTimeoutError(), TimeoutError(), asyncio.CancelledError()), ConnectionFailed),
-        ((httpx.ConnectTimeout("native"), TimeoutError()), ConnectionFailed),
-        ((httpx.ReadTimeout("native"), TimeoutError()), TimedOut),
-        ((aiohttp.ClientOSError(), TimeoutError(110, "ETIMEDOUT, of a connection that stood")), TimedOut),
+        ((aiohttp.ConnectionTimeoutError(), TimeoutError(), asyncio.CancelledError()), ConnectionFailed, True),
+        ((httpx.ConnectTimeout("native"), TimeoutError()), ConnectionFailed, True),
+        ((httpx.ReadTimeout("native"), TimeoutError()), TimedOut, False),
+        ((aiohttp.ClientOSError(), TimeoutError(110, "ETIMEDOUT, of a connection that stood")), TimedOut, False),
+        ((ConnectionError("the SDK's own"), ValueError("no cause of a transport's")), ConnectionFailed, False),
     ],
 )
 def test_the_innermost_cause_counts_because_layers_rename_it(
-    layers: tuple[BaseException, ...], expected: type[ProviderError]
+    layers: tuple[BaseException, ...], expected: type[ProviderError], unsent: bool
 ) -> None:
-    assert type(transport_error(chain(*layers), opened=False)) is expected
+    mapped = transport_error(chain(*layers), opened=False)
+    assert type(mapped) is expected
+    assert mapped.unsent is unsent
+
+
+KEY_OF_CONNECTION: Any = ConnectionKey("x.org", 443, True, True, None, None, None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        aiohttp.ClientConnectorError(KEY_OF_CONNECTION, ConnectionRefusedError()),
+        aiohttp.ClientConnectorDNSError(KEY_OF_CONNECTION, gaierror()),
+        aiohttp.ClientConnectorSSLError(KEY_OF_CONNECTION, SSLError()),
+        aiohttp.ClientConnectorCertificateError(KEY_OF_CONNECTION, SSLCertVerificationError()),
+        aiohttp.ClientProxyConnectionError(KEY_OF_CONNECTION, ConnectionResetError()),
+        aiohttp.ConnectionTimeoutError(),
+        aiohttp.InvalidUrlClientError("nonsense"),
+        httpx.ConnectError("x"),
+        httpx.ConnectTimeout("x"),
+        ConnectionRefusedError(),
+        gaierror(),
+    ],
+)
+def test_without_a_connection_the_call_was_never_sent(error: Exception) -> None:
+    mapped = transport_error(error, opened=False)
+    assert isinstance(mapped, ConnectionFailed)
+    assert mapped.unsent
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientOSError(),
+        aiohttp.SocketTimeoutError(),
+        httpx.ReadError("x"),
+        httpx.WriteError("x"),
+        httpx.RemoteProtocolError("x"),
+        ConnectionResetError(),
+        BrokenPipeError(),
+        TimeoutError(),
+        EOFError(),
+    ],
+)
+@pytest.mark.parametrize("opened", [True, False])
+def test_once_connected_the_vendor_may_have_seen_the_call(error: Exception, opened: bool) -> None:
+    mapped = transport_error(error, opened=opened)
+    assert mapped is not None
+    assert not mapped.unsent
+
+
+def test_of_the_kinds_of_error_only_unsupported_is_never_sent_by_itself() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ProviderError)]
+    assert [kind for kind in kinds if kind("x").unsent] == [errors.Unsupported]
+    assert ConnectionFailed("x", unsent=True).unsent
 
 
 def test_in_the_middle_of_an_answer_no_error_is_one_of_connecting() -> None:

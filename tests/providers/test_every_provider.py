@@ -98,7 +98,7 @@ async def test_an_error_status_is_raised_as_its_kind_after_one_call(
     with pytest.raises(ProviderError) as raised:
         await events_of(on_stage.provider, prompt(model=on_stage.model, stream=stream))
     assert type(raised.value) is kind
-    assert (raised.value.status, raised.value.retry_after_s) == (status, 7)
+    assert (raised.value.status, raised.value.retry_after_s, raised.value.unsent) == (status, 7, False)
     assert on_stage.calls == 1
 
 
@@ -143,6 +143,7 @@ async def test_a_provider_that_cannot_be_opened_says_so_without_secrets(
 
     with pytest.raises(VendorError) as raised:
         await events_of(Broken(Endpoint(api_key=KEY)), prompt())
+    assert raised.value.unsent
     assert "OSError" in raised.value.message
     assert "/etc" not in raised.value.message
     assert "/etc/ca.pem" in caplog.text
@@ -160,8 +161,9 @@ async def test_an_sdk_that_is_not_there_is_a_vendor_error() -> None:
 @every_http
 @pytest.mark.parametrize("key", ["sk-1\n", "sk-ключ"])
 async def test_a_key_that_no_header_can_hold_is_refused_as_such(vendor: Vendor, make: Any, key: str) -> None:
-    with pytest.raises(BadCredentials, match="key"):
+    with pytest.raises(BadCredentials, match="key") as raised:
         await events_of(make(vendor.endpoint(api_key=key)), prompt())
+    assert raised.value.unsent
     assert vendor.paths == []
 
 
@@ -179,8 +181,9 @@ async def test_a_request_that_json_cannot_say_is_refused_before_any_call(
 ) -> None:
     provider = make(vendor.endpoint())
     tool = Tool("count", "", {"type": "object", "properties": {"a": schema}})
-    with pytest.raises(Unsupported):
+    with pytest.raises(Unsupported) as raised:
         await events_of(provider, prompt(tools=(tool,)))
+    assert raised.value.unsent
     assert vendor.paths == []
     await provider.aclose()
 
@@ -197,14 +200,15 @@ async def error_of(make: Any, endpoint: Endpoint, *, stream: bool = True) -> Pro
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_connection_dropped_before_the_answer_has_failed(vendor: Vendor, make: Any, stream: bool) -> None:
     vendor.play = dropped
-    assert type(await error_of(make, vendor.endpoint(), stream=stream)) is ConnectionFailed
+    error = await error_of(make, vendor.endpoint(), stream=stream)
+    assert (type(error), error.unsent) == (ConnectionFailed, False)
     assert len(vendor.paths) == 1
 
 
 @every_http
 async def test_a_vendor_that_gives_no_connection_in_time_cannot_be_reached(unreachable: str, make: Any) -> None:
     error = await error_of(make, Endpoint(api_key=KEY, base_url=unreachable, connect_timeout_s=0.1))
-    assert type(error) is ConnectionFailed
+    assert (type(error), error.unsent) == (ConnectionFailed, True)
 
 
 @every_http
@@ -215,14 +219,16 @@ async def test_a_vendor_that_cannot_be_connected_to_cannot_be_reached(vendor: Ve
         "no such host": "http://nowhere.invalid",
         "no TLS": vendor.url.replace("http:", "https:"),
     }
-    assert type(await error_of(make, vendor.endpoint(base_url=urls[fault]))) is ConnectionFailed
+    error = await error_of(make, vendor.endpoint(base_url=urls[fault]))
+    assert (type(error), error.unsent) == (ConnectionFailed, True)
 
 
 @every_http
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_vendor_silent_once_connected_has_timed_out(vendor: Vendor, make: Any, stream: bool) -> None:
     vendor.play = silent
-    assert type(await error_of(make, vendor.endpoint(read_timeout_s=0.1), stream=stream)) is TimedOut
+    error = await error_of(make, vendor.endpoint(read_timeout_s=0.1), stream=stream)
+    assert (type(error), error.unsent) == (TimedOut, False)
 
 
 CHAT_ENDED = [{"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}, b"data: [DONE]\n\n"]
