@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+
+import structlog
 
 from processor.audit import Attempt, AuditError, AuditLog, AuditUsage
 from processor.bucket import Need
@@ -23,13 +25,15 @@ from processor.prompts import build_prompt
 from processor.replies import Outbox
 from processor.router import Candidate
 from processor.transcript import Transcript
-from providers.base import Finished, Opened, Prompt, Provider, TextDelta, ThinkingDelta, ToolCallDelta, Usage
-from providers.errors import ConnectionFailed, ProviderError, StreamCut, Throttled, Unsupported
+from providers.base import Event, Finished, Opened, Prompt, Provider, TextDelta, ThinkingDelta, ToolCallDelta, Usage
+from providers.errors import BadResponse, ProviderError, StreamCut, Throttled, VendorFault
 
 THROTTLED_S = 1.0
 """How long a model rests whose vendor said "too many" and not until when."""
 SHORT_HOLD_S = 60.0
 """A shorter Retry-After may mean a limit that all of the provider's models share; a longer one is one model's."""
+
+log = structlog.get_logger(__name__)
 
 Speech = TextDelta | ThinkingDelta | ToolCallDelta
 
@@ -103,17 +107,18 @@ class Attempts:
         Raises:
             ProviderError: there is no complete answer; the record of that is written.
         """
-        model, run.begun = run.candidate.model, True
+        model, run.begun, seen = run.candidate.model, True, run.transcript
         try:
             prompt = build_prompt(request, model_id=model.id, max_output=model.max_output, stream=outbox.stream)
             await self._drive(run, prompt, outbox)
         except BaseException as error:
-            self._give_up(run, error)
-            self._audit.write_soon(self._record(run, request, tally, common, _failure(error)))
+            settled = seen.settled(prompt_tokens=run.base_tokens, at_work=_may_be_at_work(error))
+            self._give_up(run, error, settled[0])
+            self._audit.write_soon(self._record(run, request, tally, common, settled, _failure(error)))
             raise
         self._settle(run)
         self._health.succeeded(model, run.ticket)
-        return self._record(run, request, tally, common, None)
+        return self._record(run, request, tally, common, (seen.usage, False), None)
 
     def drop(self, model: CatalogModel, reservation: Reservation, ticket: Ticket) -> None:
         """Give back what a call holds that is not made."""
@@ -129,7 +134,7 @@ class Attempts:
         # What is a first token to a stream is all of a whole answer.
         clocks = self._clocks if prompt.stream else self._whole_clocks
         async with aclosing(timed(events, clocks)) as in_time:
-            async for event in in_time:
+            while (event := await _next(in_time)) is not None:
                 seen.add(event, time.monotonic())
                 if isinstance(event, Opened):  # now, not at the end: a later call may know better by then
                     self._limits.tell(run.candidate.model, event.quotas)
@@ -153,12 +158,11 @@ class Attempts:
         self._limits.settle(run.reservation, _counted(usage))
         self._learned.observe(model.alias, run.base_tokens, usage.input_tokens, usage.output_tokens, run.first_token_s)
 
-    def _give_up(self, run: Run, error: BaseException) -> None:
+    def _give_up(self, run: Run, error: BaseException, usage: Usage) -> None:
         """No complete answer: what the vendor never saw is given back, the rest is settled as far as it is known."""
         model = run.candidate.model
-        usage, _ = run.transcript.settled(prompt_tokens=run.base_tokens)
-        unseen = isinstance(error, ConnectionFailed | Unsupported)
-        self._limits.settle(run.reservation, None if unseen else _counted(usage))
+        unsent = isinstance(error, ProviderError) and error.unsent
+        self._limits.settle(run.reservation, None if unsent else _counted(usage))
         if not isinstance(error, ProviderError) or isinstance(error, Outrun):
             self._health.abandoned(model, run.ticket)
             return
@@ -170,11 +174,17 @@ class Attempts:
         self._health.failed(model, error, run.ticket)
 
     def _record(
-        self, run: Run, request: Request, tally: Tally, common: Mapping[str, Any], error: AuditError | None
+        self,
+        run: Run,
+        request: Request,
+        tally: Tally,
+        common: Mapping[str, Any],
+        settled: tuple[Usage, bool],
+        error: AuditError | None,
     ) -> Attempt:
         """The attempt's audit event; its cost is added to the request's tally."""
         ended, seen, model = time.monotonic(), run.transcript, run.candidate.model
-        usage, estimated = seen.settled(prompt_tokens=run.base_tokens)
+        usage, estimated = settled
         served_by = seen.finished.model if seen.finished else None
         price = self._catalog.price(usage, model, served_by=served_by, at=run.started_at)
         run.cost_usd, run.estimated = price.usd, estimated or price.estimated
@@ -196,6 +206,24 @@ class Attempts:
             cost_estimated=run.estimated,
             error=error,
         )
+
+
+async def _next(events: AsyncGenerator[Event]) -> Event | None:
+    """The next event, None at the end. Whatever a provider raises that is none of its errors becomes one here."""
+    try:
+        return await anext(events, None)
+    except ProviderError:
+        raise
+    except Exception as error:
+        log.exception("a provider failed in a way of its own")
+        raise BadResponse(f"its answer could not be handled ({type(error).__name__})") from error
+
+
+def _may_be_at_work(error: BaseException) -> bool:
+    """Whether the vendor may be at work, for money, on a call of which nothing has come back yet."""
+    if not isinstance(error, ProviderError):
+        return True  # cancelled
+    return isinstance(error, VendorFault | Outrun) and error.status is None and not error.unsent
 
 
 def milliseconds(seconds: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The clocks of a call: to the first token, between tokens, and a floor under a stream that only drips.
+"""The clocks of a call: to the first token, between tokens, the whole call, and a floor under a stream that only drips.
 
 The connection's own clock is the SDK's, and the whole request's is its deadline.
 """
@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from processor.transcript import CHARS_PER_TOKEN
 from providers.base import Event, TextDelta, ThinkingDelta, ToolCallDelta
 from providers.errors import TimedOut
 
 FLOOR_WINDOW_S = 15.0
-"""Over how long a stream's speed is judged: a pause while the model thinks is no drip."""
+"""Over how long a stream's speed is judged, without its longest pause: while a model thinks, it does not drip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,16 @@ class Clocks:
 
     first_token_s: float
     between_s: float
+    total_s: float
     floor: float
 
 
 @dataclass(slots=True)
 class Drip:
-    """Whether a stream is slower than `floor` tokens a second over the last `FLOOR_WINDOW_S` seconds."""
+    """Whether a stream is slower than `floor` tokens a second in what is left of the last `FLOOR_WINDOW_S` seconds.
+
+    Their longest pause is left out, which the clock between tokens is for; where that was half of them, all is well.
+    """
 
     floor: float
     _seen: deque[tuple[float, int]] = field(default_factory=deque)
@@ -50,7 +55,11 @@ class Drip:
             self._seen.append((now, chars))
         while self._seen[0][0] <= now - FLOOR_WINDOW_S:
             self._chars -= self._seen.popleft()[1]
-        return now - self._begun >= FLOOR_WINDOW_S and self._chars / CHARS_PER_TOKEN < self.floor * FLOOR_WINDOW_S
+        if now - self._begun < FLOOR_WINDOW_S:
+            return False
+        times = (now - FLOOR_WINDOW_S, *(at for at, _ in self._seen))
+        flow_s = FLOOR_WINDOW_S - max(after - before for before, after in pairwise(times))
+        return flow_s > FLOOR_WINDOW_S / 2 and self._chars / CHARS_PER_TOKEN < self.floor * flow_s
 
 
 async def timed(events: AsyncGenerator[Event], clocks: Clocks) -> AsyncGenerator[Event]:
@@ -60,15 +69,18 @@ async def timed(events: AsyncGenerator[Event], clocks: Clocks) -> AsyncGenerator
     """
     drip = Drip(clocks.floor)
     limit_s, begun = clocks.first_token_s, False
-    due = time.monotonic() + limit_s
+    began = time.monotonic()
+    due, end = began + limit_s, began + clocks.total_s
     async with aclosing(events):
         while True:
             try:
-                async with asyncio.timeout(due - time.monotonic()):
+                async with asyncio.timeout(min(due, end) - time.monotonic()):
                     event = await anext(events)
             except StopAsyncIteration:
                 return
             except TimeoutError:
+                if end <= due:
+                    raise TimedOut(f"the answer was not complete in {clocks.total_s:g} s") from None
                 where = "between two tokens" if begun else "before its first token"
                 raise TimedOut(f"the vendor was silent for {limit_s:g} s {where}") from None
             if chars := _chars(event):

@@ -60,11 +60,14 @@ class Settings(BaseSettings):
     max_parked: int = Field(
         200, ge=1, le=10_000, description="Requests of one lane that wait for a vendor's limit without a worker."
     )
-    connection_pool_size: int = Field(20, ge=1, le=1000, description="Connections to one vendor.")
+    connection_pool_size: int = Field(
+        20, ge=1, le=1000, description="Connections to one vendor; never fewer than the workers can use at once."
+    )
     connect_timeout: float = Field(5.0, gt=0, le=60, description="To reach a vendor.")
     read_timeout: float = Field(60.0, gt=0, le=3600, description="The longest silence of a vendor.")
     first_token_timeout: float = Field(45.0, gt=0, le=3600, description="The longest wait for a stream's first token.")
     token_timeout: float = Field(30.0, gt=0, le=3600, description="The longest wait between two of its tokens.")
+    answer_timeout: float = Field(1800.0, gt=0, le=86_400, description="The longest that one whole answer may take.")
     min_tokens_per_second: float = Field(
         1.0, ge=0, le=1000, description="A stream that is slower for 15 s is given up; 0: none is."
     )
@@ -89,6 +92,11 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of the log on stderr.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
     monthly_budget_alert: float | None = Field(None, gt=0, description="Alert at 80 % and 100 % of it.")
+
+    @property
+    def calls_at_once(self) -> int:
+        """Calls that may be out: a call that waited for a connection would come late to the window it is counted in."""
+        return self.max_workers * (2 if self.hedge_critical else 1)
 
     @field_validator("reply_prefixes", mode="before")
     @classmethod

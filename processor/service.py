@@ -73,7 +73,7 @@ def configured_providers(settings: Settings) -> Configured:
             api_key=key.get_secret_value() if key else "",
             base_url=base_url,
             api_version=api_version,
-            connections=settings.connection_pool_size,
+            connections=max(settings.connection_pool_size, settings.calls_at_once),
             connect_timeout_s=settings.connect_timeout,
             read_timeout_s=settings.read_timeout,
         )
@@ -180,7 +180,12 @@ class Processor:
 
     def _answerer(self) -> Answerer:
         settings, learned = self._settings, Learned()
-        clocks = Clocks(settings.first_token_timeout, settings.token_timeout, settings.min_tokens_per_second)
+        clocks = Clocks(
+            first_token_s=settings.first_token_timeout,
+            between_s=settings.token_timeout,
+            total_s=settings.answer_timeout,
+            floor=settings.min_tokens_per_second,
+        )
         attempts = Attempts(
             self._providers,
             self._catalog,

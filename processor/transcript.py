@@ -73,16 +73,16 @@ class Transcript:
             for _, call in sorted(self._calls.items())
         )
 
-    def settled(self, *, prompt_tokens: int) -> tuple[Usage, bool]:
+    def settled(self, *, prompt_tokens: int, at_work: bool) -> tuple[Usage, bool]:
         """What the attempt has to be charged with, and whether that is an estimate.
 
-        A complete answer is charged by the vendor's figures, an attempt that was never opened with nothing. A stream
-        that was cut or cancelled is charged by the last usage seen; what that lacks is estimated: the input as
-        `prompt_tokens`, the output from its characters.
+        A complete answer is charged by the vendor's figures, an attempt that was never opened with nothing, unless the
+        vendor was `at_work` on it. One that was cut or cancelled is charged by the last usage seen; what that lacks is
+        estimated: the input as `prompt_tokens`, the output from its characters.
         """
         if self.finished is not None:
             return self.usage, False
-        if self.opened is None:
+        if self.opened is None and not at_work:
             return self.usage, False
         written = sum(map(len, self._text)) + self._thinking_chars
         written += sum(len(piece) for call in self._calls.values() for piece in call.arguments)

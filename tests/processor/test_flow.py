@@ -18,8 +18,16 @@ from processor.breaker import DEFAULT
 from processor.service import Processor
 from processor.subjects import Priority
 from processor.worker import Worker
-from providers.base import Opened, Prompt, Quota, TextDelta
-from providers.errors import BadCredentials, InvalidPrompt, ModelNoise, Overloaded, RateLimited, VendorError
+from providers.base import Opened, Prompt, Quota, TextDelta, Usage, UsageSeen
+from providers.errors import (
+    BadCredentials,
+    InvalidPrompt,
+    ModelNoise,
+    Overloaded,
+    RateLimited,
+    StreamCut,
+    VendorError,
+)
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor
 from tests.processor.test_end_to_end import answer, slow
@@ -120,6 +128,53 @@ async def test_a_cancelled_call_leaves_no_reservation(nc: Client, start: StartPr
     await nc.publish("llm.cancel.job-1")
     assert (await asking)["error"]["type"] == "cancelled"
     assert processor.limits.outstanding == 0
+
+
+async def test_an_answer_that_the_deadline_cut_off_is_charged_and_counted_by_its_prompt(
+    nc: Client, start: StartProcessor, tmp_path: Path
+) -> None:
+    vendor = ScriptedProvider([Pause(60), *answer()])
+    await start({"anthropic": vendor}, **overlay(tmp_path, "[limits.anthropic]\ntpm = 1000"))
+    prompt = "word " * 400  # about 500 tokens
+    error = (await ask(nc, body(prompt, fallback=False, deadline_ms=300), Nats_Msg_Id="job-1"))["error"]
+    assert error["type"] == "deadline_exceeded"
+    events = await wait_until(lambda: all_audit_events(nc, "job-1", 3))
+    attempt = next(event for event in events if event["event"] == "attempt")
+    assert (attempt["cost_estimated"], attempt["usage"]["input_fresh"] >= 500) == (True, True)
+    assert attempt["cost_usd"] > 0
+    again = (await ask(nc, body(prompt, fallback=False, deadline_ms=5000)))["error"]
+    assert (again["type"], vendor.calls) == ("rate_limited", 1)
+
+
+async def test_what_a_vendor_refused_costs_nothing(nc: Client, start: StartProcessor) -> None:
+    providers = {"anthropic": ScriptedProvider([Overloaded("busy", status=529)]), "groq": ScriptedProvider(answer())}
+    await start(providers)
+    reply = await ask(nc, body("word " * 400))
+    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 4)) if e["event"] == "attempt"]
+    assert (attempts[0]["cost_usd"], attempts[0]["cost_estimated"]) == (0, False)
+
+
+async def test_a_broken_attempt_is_in_the_replys_cost(nc: Client, start: StartProcessor) -> None:
+    cut: list[Step] = [Opened(), UsageSeen(Usage(10_000)), TextDelta("x"), StreamCut("cut")]
+    await start({"anthropic": ScriptedProvider(cut), "groq": ScriptedProvider(answer(model="openai/gpt-oss-20b"))})
+    reply = await ask(nc, body())
+    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 4)) if e["event"] == "attempt"]
+    first, second = (attempt["cost_usd"] for attempt in attempts)
+    assert first > 0.009
+    assert reply["cost_usd"] == pytest.approx(first + second)
+    assert reply["cost_estimated"] is True
+
+
+async def test_a_provider_that_fails_in_a_way_of_its_own_is_replaced_like_any_other(
+    nc: Client, start: StartProcessor
+) -> None:
+    def script(prompt: Prompt) -> Sequence[Step]:
+        raise AssertionError("something in an SDK")
+
+    await start({"anthropic": ScriptedProvider(script), "groq": ScriptedProvider(answer(model="openai/gpt-oss-20b"))})
+    replies = [await ask(nc, body()) for _ in range(7)]
+    assert {reply["provider"] for reply in replies} == {"groq"}
+    assert "circuit is open" in str(replies[-1]["route"]["considered"])
 
 
 # --- Retry-After ----------------------------------------------------------------------------
