@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from processor.config import Settings, shown
 from processor.log import configure_logging
+from processor.service import configured_providers
+from providers.groq import GroqProvider
 from tests.conftest import make_settings
 
 
@@ -92,3 +94,11 @@ def test_a_redis_address_that_is_none_is_refused_without_its_password(address: s
     with pytest.raises(ValidationError, match="redis://host:port/0") as refused:
         make_settings(redis_url=address)
     assert "secret" not in str(refused.value.errors(include_input=False))
+
+
+def test_a_vendor_has_a_connection_for_each_call_that_may_be_out() -> None:
+    assert make_settings(max_workers=50).calls_at_once == 50
+    assert make_settings(max_workers=50, hedge_critical=True).calls_at_once == 100
+    groq = configured_providers(make_settings(max_workers=50, groq_api_key="k")).providers["groq"]
+    assert isinstance(groq, GroqProvider)
+    assert groq.endpoint.connections == 50
