@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from providers.base import (
@@ -313,6 +313,7 @@ json = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(keywords, json, max_size=4))
 def test_any_schema_is_translated_or_refused(schema: dict[str, Any]) -> None:
     with contextlib.suppress(Unsupported):
