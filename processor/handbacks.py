@@ -23,18 +23,22 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HandedBackAt:
-    """Delivery number `delivery` was handed back; `deaths` deliveries before it were not."""
+    """Delivery number `delivery` was handed back; `deaths` deliveries before it were not.
+
+    With `owner_lives` that was because another delivery of the request was in work.
+    """
 
     delivery: int = 0
     deaths: int = 0
+    owner_lives: bool = False
 
     def deaths_before(self, delivery: int) -> int:
         """How many workers had died when the request was delivered for the `delivery`th time."""
         return self.deaths + max(0, delivery - 1 - self.delivery)
 
     def ended(self, delivery: int) -> bool:
-        """Whether that delivery is over, without a death: nobody is at work on it."""
-        return self.delivery >= delivery
+        """Whether that delivery is over, without a death: nobody is at work on the request."""
+        return self.delivery >= delivery and not self.owner_lives
 
 
 async def noted(bus: Bus, request_id: str, delivery: int) -> HandedBackAt:
@@ -59,7 +63,7 @@ async def note(bus: Bus, request_id: str, delivery: int, *, owner_lives: bool = 
         deaths = before.deaths_before(delivery)
         if owner_lives:
             deaths = max(before.deaths, deaths - 1)
-        body = orjson.dumps({"delivery": delivery, "deaths": deaths})
+        body = orjson.dumps(HandedBackAt(delivery, deaths, owner_lives))
         headers = {"Nats-Msg-Id": f"{request_id}:handback:{delivery}"}
         await jetstream.publish(bus, subjects.handed_back(request_id), body, headers, timeout_s=_WRITE_S)
     except (JetStreamUnavailable, JetStreamError, nats.errors.Error) as error:

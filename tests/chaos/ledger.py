@@ -247,8 +247,22 @@ def _shown(messages: Sequence[Message]) -> str:
     return " ".join(name if (count := len(list(run))) == 1 else f"{name}×{count}" for name, run in runs) or "nothing"
 
 
+def _how(ending: Message) -> str:
+    """`final`, or what an error says."""
+    error = ending.fields.get("error")
+    return f"{error['type']}: {error['message'][:80]}" if error else ending.event
+
+
+def stories(evidence: Evidence) -> Iterator[str]:
+    """What is written of each request that ended with an error."""
+    for request_id, entries in evidence.audit.items():
+        if (ending := evidence.ending(request_id)) is not None and ending.event == "error":
+            steps = (f"{e['replica']}/{e['delivery']}/{e['event']}/{e.get('attempt', '')}" for e in entries)
+            yield f"{request_id}: {_how(ending)}: {' '.join(steps)}"
+
+
 def summary(sent: Sequence[Sent], evidence: Evidence) -> str:
     """What happened, in one line for the reader of a failure."""
-    endings = Counter(ending.event for i in evidence.replies if (ending := evidence.ending(i)))
+    endings = Counter(_how(ending) for i in evidence.replies if (ending := evidence.ending(i)))
     answered = sum(call.answered is not None for call in evidence.calls)
     return f"{len(sent)} sent, endings {dict(endings)}, {len(evidence.calls)} vendor calls, {answered} answered"

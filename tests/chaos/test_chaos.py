@@ -23,7 +23,7 @@ from nats.aio.msg import Msg
 
 from tests.acceptance.vendors import serving
 from tests.chaos import load as loading
-from tests.chaos.ledger import Evidence, faults, summary
+from tests.chaos.ledger import Evidence, faults, stories, summary
 from tests.chaos.load import Load
 from tests.chaos.replicas import KEPT_LINES, replicas
 from tests.chaos.servers import one_server
@@ -76,7 +76,7 @@ async def examine(nc: Client, load: Load, vendor: ScriptedVendor, seed: int) -> 
     found = await loading.evidence(nc, load, vendor.calls)
     sent = list(load.sent.values())
     broken = faults(sent, found) + [f"{key}: its client still tries" for key in load.trying]
-    about = f"seed {seed}: {summary(sent, found)}"
+    about = "\n".join([f"seed {seed}: {summary(sent, found)}", *stories(found)])
     assert not broken, "\n".join([about, f"{len(broken)} faults", *broken[:30]])
     return found
 
