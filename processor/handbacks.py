@@ -1,7 +1,8 @@
-"""How often a request was handed back by a sidecar that lived, to tell that from the deaths of its workers.
+"""How many workers died with a request: told from hand-backs, and from deliveries that nobody had begun to work on.
 
-JetStream counts deliveries. A request that is delivered again was either handed back (at shutdown, or to wait for a
-limit of hours), which is noted here, or its worker died with it, which nobody can note.
+JetStream counts deliveries. Whoever begins to work on a request that was delivered before notes that, and whoever hands
+one back (at shutdown, or to wait for a limit of hours) notes that too; who dies can note nothing. Of a first delivery
+it is taken for granted that work on it began.
 """
 
 from __future__ import annotations
@@ -22,49 +23,34 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class HandedBackAt:
-    """Delivery number `delivery` was handed back; `deaths` deliveries before it were not.
+class Life:
+    """`deaths` workers have died with the request, and one more if the last one `at_work` on it does not live."""
 
-    With `owner_lives` that was because another delivery of the request was in work.
-    """
-
-    delivery: int = 0
     deaths: int = 0
-    owner_lives: bool = False
+    at_work: bool = False
 
-    def deaths_before(self, delivery: int) -> int:
-        """How many workers had died when the request was delivered for the `delivery`th time."""
-        return self.deaths + max(0, delivery - 1 - self.delivery)
-
-    def ended(self, delivery: int) -> bool:
-        """Whether that delivery is over, without a death: nobody is at work on the request."""
-        return self.delivery >= delivery and not self.owner_lives
+    @property
+    def deaths_if_it_is_dead(self) -> int:
+        return self.deaths + self.at_work
 
 
-async def noted(bus: Bus, request_id: str, delivery: int) -> HandedBackAt:
-    """What was noted before this delivery.
+async def read(bus: Bus, request_id: str, delivery: int) -> Life:
+    """What is known of the request when it is delivered for the `delivery`th time.
 
     Raises:
         JetStreamUnavailable: the broker does not answer.
     """
     if delivery == 1:
-        return HandedBackAt()
+        return Life()
     note = await jetstream.last_message(bus.nc, subjects.STATE, subjects.handed_back(request_id))
-    return HandedBackAt(**orjson.loads(note.body)) if note else HandedBackAt()
+    return Life(**orjson.loads(note.body)) if note else Life(at_work=True)
 
 
-async def note(bus: Bus, request_id: str, delivery: int, *, owner_lives: bool = False) -> None:
-    """Write down that this delivery is no death; with `owner_lives`, the one before it is none either.
-
-    Where that fails, it will count as one.
-    """
+async def write(bus: Bus, request_id: str, delivery: int, life: Life) -> None:
+    """Note it. Where that fails, a hand-back will count as a death, and a death not at all."""
     try:
-        before = await noted(bus, request_id, delivery)
-        deaths = before.deaths_before(delivery)
-        if owner_lives:
-            deaths = max(before.deaths, deaths - 1)
-        body = orjson.dumps(HandedBackAt(delivery, deaths, owner_lives))
-        headers = {"Nats-Msg-Id": f"{request_id}:handback:{delivery}"}
-        await jetstream.publish(bus, subjects.handed_back(request_id), body, headers, timeout_s=_WRITE_S)
+        step = "begun" if life.at_work else "handback"
+        headers = {"Nats-Msg-Id": f"{request_id}:{step}:{delivery}"}
+        await jetstream.publish(bus, subjects.handed_back(request_id), orjson.dumps(life), headers, timeout_s=_WRITE_S)
     except (JetStreamUnavailable, JetStreamError, nats.errors.Error) as error:
-        log.warning("hand-back not noted", id=request_id, error=repr(error))
+        log.warning("not noted whether a worker is at work", id=request_id, at_work=life.at_work, error=repr(error))

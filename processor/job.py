@@ -30,8 +30,6 @@ class Job:
     copies: list[Delivery] = field(default_factory=list)
     """The same id on other lanes: one request, whose ending they are given when it has one."""
     tally: Tally = field(default_factory=Tally)
-    deaths: int = 0
-    """How many workers died with it before."""
     tenant: str = "default"
     streamed: bool = False
     """The client asked for a stream, and reads on until the empty message."""
@@ -42,7 +40,7 @@ class Job:
     """Somebody else waits for its ending, and does not listen where its own client does."""
     began: float = field(default_factory=time.monotonic)
 
-    async def join(self, delivery: Delivery) -> None:
+    def join(self, delivery: Delivery) -> None:
         """Hold another delivery of this id.
 
         On the same lane it is the same message, redelivered to the very process that is at work on it, after
@@ -50,7 +48,7 @@ class Job:
         """
         for held in (self.delivery, *self.copies):
             if held.priority is delivery.priority:
-                await held.renew(delivery)
+                held.renew(delivery)
                 return
         self.copies.append(delivery)
 

@@ -19,6 +19,7 @@ from nats.aio.subscription import Subscription
 
 from processor import handbacks, subjects
 from processor.bus import Bus
+from processor.handbacks import Life
 from processor.subjects import Priority
 from processor.tasks import OwnedTasks, happens
 
@@ -46,6 +47,8 @@ class Delivery:
     """How often the server has delivered it, this time included."""
     accepted: datetime
     held: set[Delivery] = field(repr=False)
+    deaths: int | None = None
+    """How many workers had died with the request when work on this delivery began; None before."""
     done: bool = False
 
     async def ack(self) -> None:
@@ -56,20 +59,27 @@ class Delivery:
         delay = orjson.dumps({"delay": int(delay_s * 1e9)}) if delay_s else b""
         await self._end(b"-NAK " + delay if delay else b"-NAK")
 
-    async def hand_back(self, delay_s: float = 0, *, owner_lives: bool = False) -> None:
+    async def begin(self, deaths: int) -> None:
+        """Work on it begins, after so many deaths: from now on it counts as one more unless it is handed back."""
+        self.deaths = deaths
+        if self.count > 1:
+            await handbacks.write(self.bus, self.request_id, self.count, Life(deaths, at_work=True))
+
+    async def hand_back(self, delay_s: float = 0) -> None:
         """Give it back as a sidecar that lives: this delivery does not count as a death of its worker."""
-        if not self.done:
-            await handbacks.note(self.bus, self.request_id, self.count, owner_lives=owner_lives)
-            await self.nak(delay_s)
+        if self.done:
+            return
+        if self.deaths is not None or self.count == 1:
+            await handbacks.write(self.bus, self.request_id, self.count, Life(self.deaths or 0))
+        await self.nak(delay_s)
 
     async def in_progress(self) -> None:
         await self._tell(b"+WPI")
 
-    async def renew(self, again: Delivery) -> None:
-        """The server delivered the same message again while we hold it: its newest ack subject counts, and no death."""
-        lost, self.ack_subject, self.count = self.count, again.ack_subject, again.count
+    def renew(self, again: Delivery) -> None:
+        """The server delivered the same message again while we hold it: its newest ack subject counts."""
+        self.ack_subject, self.count = again.ack_subject, again.count
         again.held.discard(again)
-        await handbacks.note(self.bus, self.request_id, lost)
 
     async def _end(self, word: bytes) -> None:
         if self.done:

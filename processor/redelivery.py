@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from processor import subjects
 from processor.accept import FRESH_HEADER
 from processor.bus import Bus
-from processor.handbacks import HandedBackAt
+from processor.handbacks import Life
 from processor.lanes import Delivery
 from processor.replies import Ending, Replies
 
@@ -38,14 +38,14 @@ class Redelivery:
         if asked_by_another and msg.subject.rpartition(".")[2] in self._running:
             await self._bus.publish(msg.reply, self._replica.encode())
 
-    async def runs_elsewhere(self, delivery: Delivery, noted: HandedBackAt) -> bool:
+    async def runs_elsewhere(self, delivery: Delivery, life: Life) -> bool:
         """Whether another replica is at work on it, asked where the broker may have delivered it twice.
 
         It does so when the heartbeats of a delivery were lost, and when it was killed and forgot what it had delivered.
         """
         back = self._back
         forgotten = delivery.accepted < back and _age_s(back) < AMNESIA_S
-        if noted.ended(delivery.count - 1) and not forgotten:
+        if not life.at_work and not forgotten:
             return False
         try:
             subject = subjects.running(delivery.request_id)

@@ -155,7 +155,7 @@ class Worker:
         """Serve the delivery in its slot, and after it the copies of its id that came meanwhile."""
         try:
             if (running := self.running.get(delivery.request_id)) is not None:
-                await running.join(delivery)
+                running.join(delivery)
                 return
             waiting = deque([delivery])
             while waiting:
@@ -194,15 +194,15 @@ class Worker:
                 job.streamed = asks_for_stream(delivery.body)
                 await self._close(job, outbox, ending, None)
                 return
+            life = await handbacks.read(self._bus, delivery.request_id, delivery.count)
+            if await self.redelivery.runs_elsewhere(delivery, life):
+                await delivery.nak(RUNS_ELSEWHERE_S)
+                return
+            await delivery.begin(deaths := life.deaths_if_it_is_dead)
             accepted = accept(delivery.body, delivery.headers, delivery.accepted)
             job.tenant, job.streamed = accepted.request.tenant, accepted.request.stream
-            noted = await handbacks.noted(self._bus, delivery.request_id, delivery.count)
-            if await self.redelivery.runs_elsewhere(delivery, noted):
-                await delivery.hand_back(RUNS_ELSEWHERE_S, owner_lives=True)
-                return
-            job.deaths = noted.deaths_before(delivery.count)
-            if job.deaths >= MAX_DEATHS:
-                raise RequestError(ErrorType.INTERNAL, f"gave up: {job.deaths} workers died with it")
+            if deaths >= MAX_DEATHS:
+                raise RequestError(ErrorType.INTERNAL, f"gave up: {deaths} workers died with it")
         except RequestError as poison:
             job.streamed = asks_for_stream(delivery.body)
             await deadletters.bury(self._bus, delivery, poison)
@@ -272,10 +272,13 @@ class Worker:
         """The number of this delivery's first attempt: a worker that died may not have written its own down."""
         if job.delivery.count == 1:
             return 1
-        return max(await last_attempt(self._bus, job.delivery.request_id), job.deaths) + 1
+        return max(await last_attempt(self._bus, job.delivery.request_id), job.delivery.deaths or 0) + 1
 
     async def _end(self, job: Job, outbox: Outbox, result: FinalReply | RequestError, event: AuditEvent) -> None:
         """Store the ending; if a worker was faster, or the broker refuses its size, another one counts."""
+        if job.delivery.count > 1 and not job.tally.attempts:  # what an earlier delivery has streamed is void
+            outbox.stream = job.streamed and self._enable_streaming
+            await outbox.begin(await self._first_attempt(job))
         ending = Ending.of(outbox, result)
         try:
             first = await self._store(job, ending)

@@ -159,7 +159,7 @@ class Load:
         inbox, headers = f"{self._inbox}.{request.key}", {"Nats-Msg-Id": request.request_id or ""}
         for _ in range(TRIES):
             refused = request.ending is not None and request.ending.refuses
-            request.heard = [m for m in request.heard if m.request_id and not m.refuses]
+            request.heard = [m for m in request.heard if _counts(m, refused=refused)]
             if refused or not request.begun:
                 await self._nc.publish(subject, body, reply=inbox, headers=dict(headers))
             await self._heard_out(request)
@@ -175,6 +175,11 @@ class Load:
             if request.heard and request.heard[-1].event.startswith("status"):
                 return
             await asyncio.sleep(0.05)
+
+
+def _counts(message: Message, *, refused: bool) -> bool:
+    """Whether it belongs to an answer: no status, no refusal, and not the end of a refusal."""
+    return not refused if message.event == "end" else bool(message.request_id) and not message.refuses
 
 
 async def settled(nc: Client, load: Load) -> bool:

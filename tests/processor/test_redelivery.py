@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,15 @@ from nats.aio.client import Client
 from processor import jetstream, redelivery, worker
 from processor.broker import contract_dir
 from processor.bus import Bus
-from processor.handbacks import noted
 from processor.provision import provision
 from processor.replies import Replies
 from processor.subjects import Priority
-from providers.base import Opened
-from providers.scripted import Pause, ScriptedProvider
+from providers.base import Opened, TextDelta
+from providers.scripted import Pause, ScriptedProvider, Step
 from tests.chaos.servers import one_server
 from tests.conftest import StartProcessor, running_processor
 from tests.processor.test_end_to_end import answer, slow
-from tests.talk import ask, body, stored
+from tests.talk import Streamed, ask, body, stored
 from tests.wait import wait_until
 
 
@@ -127,14 +127,14 @@ async def test_what_an_owner_answers_for_is_no_death_either(
     owner = await start({"anthropic": first}, replica="owner")
     await nc.jetstream().publish("llm.request.high.job-1", body())
     await wait_until(lambda: first.calls)
-    other = await start({"anthropic": second}, replica="other")
+    await start({"anthropic": second}, replica="other")
+    questions = await nc.subscribe("llm.running.*")
     await owner._lanes[Priority.HIGH].stop()
     await owner._worker.running["job-1"].delivery._tell(b"-NAK")
     reply = await wait_until(lambda: stored(nc, "job-1"))
     await wait_until(lambda: none_queued(nc))
     assert (reply["response"], first.calls, second.calls) == ("Hello.", 1, 0)
-    last = await noted(other._bus, "job-1", 99)
-    assert (last.deaths, last.delivery > 3) == (0, True)  # asked again and again, until the owner was done
+    assert questions.pending_msgs > 2  # asked again and again, until the owner was done
 
 
 async def test_what_waits_behind_long_calls_is_given_to_a_replica_that_is_idle(
@@ -176,3 +176,25 @@ async def test_nobody_is_asked_about_a_request_that_was_only_buffered_elsewhere(
         await nc.jetstream().publish(f"llm.request.low.job-{number}", body())
     await wait_until(lambda: none_queued(nc), timeout_s=10)
     assert questions.pending_msgs == 0
+
+
+async def test_an_error_after_the_death_of_a_worker_that_streamed_begins_anew(
+    nc: Client, start: StartProcessor
+) -> None:
+    stream: list[Step] = [Opened(), TextDelta("one "), TextDelta("two "), Pause(60)]
+    dying = await start({"anthropic": ScriptedProvider(stream)}, replica="dying", shutdown_grace=0)
+    place = nc.new_inbox()
+    sub = await nc.subscribe(place)
+    request = body(stream=True, deadline_ms=1_500)
+    await nc.jetstream().publish("llm.request.low.job-1", request, headers={"Reply-To": place})
+    first = [await sub.next_msg(timeout=5) for _ in range(2)]
+    job = dying._worker.running["job-1"]
+    job.delivery.done = True  # it dies: nothing is acknowledged, nothing handed back
+    dying.stop()
+    await wait_until(lambda: not dying._worker.running)
+    await wait_until(lambda: datetime.now(UTC) > job.delivery.accepted + timedelta(seconds=1.5))
+    await start({"anthropic": ScriptedProvider(answer())}, replica="next")
+    await job.delivery._tell(b"-NAK")
+    heard = Streamed([*first, *[await sub.next_msg(timeout=5) for _ in range(3)]])
+    assert heard.events() == ["delta", "delta", "restarted", "error"]
+    assert (heard.seqs(1), heard.seqs(2)) == ([0, 1], [0, 1])
