@@ -28,13 +28,13 @@ from processor.bucket import (
     Settle,
     State,
     Told,
-    Window,
     apply,
     kept_ms,
     slot_ms,
 )
 from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable
+from processor.limit_documents import GAP_S, Document, Turns, joined
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -43,10 +43,6 @@ TRY_S = 1.0
 """For one answer of NATS, or of Redis."""
 GIVE_UP_S = 3.0
 PAUSE_S = 0.05
-LOOK_FIRST_S = 1.0
-"""For how long after a conflict a replica reads before it writes."""
-MAX_WRITERS = 64
-"""Replicas that a document remembers the last change of, so that a lost answer is not taken for a lost change."""
 _SOMEBODY_WAS_FASTER = {10071, 10164}
 
 log = structlog.get_logger(__name__)
@@ -63,12 +59,17 @@ class StateLost(Exception):
     """The store answers, but has forgotten what this replica told it: nothing was done."""
 
 
+class Contended(Exception):
+    """The store answers, but other replicas were faster each time: nothing was done."""
+
+
 class LimitStore(Protocol):
     """Applies operations, in order and all at once, to what is known of a provider's limits.
 
     Raises:
         StoreUnavailable: use another one.
         StateLost: tell it what it has to know, and ask again.
+        Contended: ask again.
     """
 
     name: str
@@ -110,82 +111,23 @@ class MemoryStore:
         return [apply(state, op, now) for op in ops]
 
 
-@dataclass(slots=True)
-class Document:
-    """A provider's state as it stands in the stream.
-
-    `birth` is new wherever a document is written that no other precedes. `writers` has the number of each replica's
-    last change.
-    """
-
-    birth: str
-    state: State = field(default_factory=State)
-    writers: dict[str, int] = field(default_factory=dict)
-
-    def changed_by(self, writer: str, number: int) -> Document:
-        """A copy to change."""
-        others = {name: last for name, last in self.writers.items() if name != writer}
-        recent = dict(list(others.items())[-(MAX_WRITERS - 1) :])
-        return Document(self.birth, self.state.copy(), recent | {writer: number})
-
-    def encode(self) -> bytes:
-        return orjson.dumps({"birth": self.birth, "writers": self.writers, "state": encode_state(self.state)})
-
-    @classmethod
-    def decode(cls, body: bytes) -> Document:
-        """Raises ValueError, KeyError or TypeError for what is no such document."""
-        fields = orjson.loads(body)
-        return cls(str(fields["birth"]), decode_state(fields["state"]), dict(fields["writers"]))
-
-
-def encode_state(state: State) -> dict[str, Any]:
-    """Compact JSON: slots as first number, amount, then distance and amount of each that follows."""
-    windows = []
-    for (scope, metric), window in state.windows.items():
-        row: list[Any] = [scope, metric]
-        last = 0
-        for slot, amount in window.slots.items():
-            row += (slot - last, amount)
-            last = slot
-        windows.append(row)
-    return {
-        "t": state.newest_ms,
-        "w": windows,
-        "h": [[scope, *held] for scope, held in state.holds.items()],
-        "q": [[*place, *told] for place, told in state.told.items()],
-    }
-
-
-def decode_state(fields: Any) -> State:
-    """The state that `encode_state` wrote."""
-    state = State(int(fields["t"]))
-    for scope, metric, *row in fields["w"]:
-        slots = dict(zip(itertools.accumulate(row[::2]), row[1::2], strict=True))
-        state.windows[scope, metric] = Window(metric, slots, sum(slots.values()))
-    state.holds = {scope: (int(until), str(reason)) for scope, until, reason in fields["h"]}
-    state.told = {(scope, metric): (int(left), int(until)) for scope, metric, left, until in fields["q"]}
-    return state
-
-
-def joined(one: State, other: State) -> State:
-    """What is known at least, of two states with a common past: the greater of both, slot by slot."""
-    result = one.copy()
-    result.newest_ms = max(one.newest_ms, other.newest_ms)
-    for (scope, metric), window in other.windows.items():
-        into = result.windows.setdefault((scope, metric), Window(metric))
-        slots = {s: max(into.slots.get(s, 0), window.slots.get(s, 0)) for s in into.slots.keys() | window.slots.keys()}
-        into.slots, into.used = dict(sorted(slots.items())), sum(slots.values())
-    for held, (until, reason) in other.holds.items():
-        result.holds[held] = max(result.holds.get(held, (0, "")), (until, reason))
-    return result
-
-
 @dataclass(frozen=True, slots=True)
 class _Known:
     """The document at stream sequence `seq`; 0 where there is none yet."""
 
     document: Document
     seq: int
+
+
+@dataclass(eq=False, slots=True)
+class _Book:
+    """What a replica knows of one provider's document. `lock`: one change at a time, told by its number."""
+
+    known: _Known | None = None
+    owed: State | None = None
+    """What was known of a document that was lost, until it is written into the one that took its place."""
+    turns: Turns = field(default_factory=Turns)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class NatsStore:
@@ -202,39 +144,42 @@ class NatsStore:
         self._time = Ahead(clock)
         self._writer = secrets.token_hex(4)
         self._numbers = itertools.count(1)
-        self._known: dict[str, _Known] = {}
-        self._look_first_until: dict[str, float] = {}
-        self._owed: dict[str, State] = {}
-        """What was known of a document that was lost, until it is written into the one that took its place."""
+        self._books: dict[str, _Book] = {}
 
     async def run(self, provider: str, ops: Sequence[Op]) -> list[Result]:
-        try:
-            return await self._run(provider, ops, asyncio.get_running_loop().time() + GIVE_UP_S)
-        except (nats.errors.Error, OSError, JetStreamError, JetStreamUnavailable, MessageTooLarge) as error:
-            raise StoreUnavailable(f"NATS: {error}") from error
+        loop, book = asyncio.get_running_loop(), self._books.setdefault(provider, _Book())
+        async with book.lock:
+            if (wait_s := book.turns.next_s - loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+            try:
+                return await self._run(book, provider, ops, loop.time() + GIVE_UP_S)
+            except (nats.errors.Error, OSError, JetStreamError, JetStreamUnavailable, MessageTooLarge) as error:
+                raise StoreUnavailable(f"NATS: {error}") from error
 
-    async def _run(self, provider: str, ops: Sequence[Op], deadline: float) -> list[Result]:
+    async def _run(self, book: _Book, provider: str, ops: Sequence[Op], deadline: float) -> list[Result]:
         number, loop = next(self._numbers), asyncio.get_running_loop()
-        known, is_fresh = self._known.get(provider), False
-        # Where others write too, whoever wrote last would know the document best and win again and again.
-        if known is None or loop.time() < self._look_first_until.get(provider, 0.0):
-            known, is_fresh = await self._load(provider, known, deadline), True
+        known, is_fresh = book.known, False
+        if known is None or book.turns.looks_first(loop.time()):
+            known, is_fresh = await self._load(book, provider, deadline), True
         while True:
             draft = known.document.changed_by(self._writer, number)
             now = self._time.now(draft.state)
             results = [apply(draft.state, op, now) for op in ops]
             if not all(isinstance(result, Denied) for result in results):
-                known = await self._write(provider, known, draft, deadline)
+                known = await self._write(book, provider, known, draft, deadline)
                 if known.document.writers.get(self._writer) == number:
+                    book.turns.wrote(loop.time(), random.uniform(*GAP_S))
                     return results
-                self._look_first_until[provider] = loop.time() + LOOK_FIRST_S
+                book.turns.beaten(loop.time())
+                if loop.time() > deadline:
+                    raise Contended(f"NATS: other replicas were faster for {GIVE_UP_S:g} s")
             elif is_fresh:  # there is nothing to write
                 return results
             else:
-                known = await self._load(provider, known, deadline)
+                known = await self._load(book, provider, deadline)
             is_fresh = True
 
-    async def _write(self, provider: str, known: _Known, draft: Document, deadline: float) -> _Known:
+    async def _write(self, book: _Book, provider: str, known: _Known, draft: Document, deadline: float) -> _Known:
         """Put `draft` in place of `known`; returns it, or what somebody else wrote first.
 
         A try without an answer is looked for, and sent again unchanged where nothing has changed: whichever copy
@@ -253,21 +198,18 @@ class NatsStore:
                 except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
                     fields = None
             if fields is not None and "error" not in fields:
-                self._owed.pop(provider, None)
-                return self._keep(provider, _Known(draft, int(fields["seq"])))
+                book.known, book.owed = _Known(draft, int(fields["seq"])), None
+                return book.known
             if fields is not None and int(fields["error"].get("err_code", 0)) not in _SOMEBODY_WAS_FASTER:
                 raise StoreUnavailable(f"NATS refuses the limits: {fields['error'].get('description')}")
-            seen = await self._load(provider, known, deadline)
-            if seen.seq == known.seq:
-                pause_s = await _pause(pause_s, deadline)
-            elif asyncio.get_running_loop().time() < deadline:
+            seen = await self._load(book, provider, deadline)
+            if seen.seq != known.seq:
                 return seen
-            else:
-                raise StoreUnavailable(f"NATS: other replicas were faster for {GIVE_UP_S:g} s")
+            pause_s = await _pause(pause_s, deadline)
 
-    async def _load(self, provider: str, known: _Known | None, deadline: float) -> _Known:
+    async def _load(self, book: _Book, provider: str, deadline: float) -> _Known:
         """The document as it stands now, with what this replica knows and a lost one has forgotten."""
-        subject, pause_s = subjects.limits_state(provider), PAUSE_S
+        known, subject, pause_s = book.known, subjects.limits_state(provider), PAUSE_S
         while True:
             try:
                 if not self._bus.nc.is_connected:
@@ -286,14 +228,13 @@ class NatsStore:
         if document is None:
             document = Document(secrets.token_hex(4), known.document.state if known is not None else State())
         elif known is not None and document.birth != known.document.birth:
-            self._owed[provider] = known.document.state
-        if (owed := self._owed.get(provider)) is not None:
-            document.state = joined(document.state, owed)
-        return self._keep(provider, _Known(document, seq))
-
-    def _keep(self, provider: str, known: _Known) -> _Known:
-        self._known[provider] = known
-        return known
+            book.owed = known.document.state
+        if book.owed is not None:
+            document.state = joined(document.state, book.owed)
+        if known is not None and document.others(self._writer) != known.document.others(self._writer):
+            book.turns.seen_others(asyncio.get_running_loop().time())
+        book.known = _Known(document, seq)
+        return book.known
 
 
 async def _pause(pause_s: float, deadline: float, why: Exception | None = None) -> float:

@@ -34,7 +34,7 @@ from processor.bucket import (
 )
 from processor.catalog import Catalog, CatalogModel
 from processor.catalog import Limits as LimitsTable
-from processor.limit_stores import LimitStore, MemoryStore, StateLost, StoreUnavailable, steady_clock
+from processor.limit_stores import Contended, LimitStore, MemoryStore, StateLost, StoreUnavailable, steady_clock
 from processor.tasks import OwnedTasks
 from providers.base import Quota
 
@@ -44,6 +44,8 @@ MAX_WAITING = 1_000
 """Operations of one provider that wait for its store."""
 MAX_BATCH = 256
 OVERLOADED_WAIT_S = 1.0
+OVERLOADED = Denied(OVERLOADED_WAIT_S, "", "too many requests ask for its limits at once")
+CONTENDED_PAUSE_S = 0.05
 CLOSE_S = 5.0
 _NOBODY = "_"
 """No provider's name: what is asked of a store to see whether it answers."""
@@ -105,6 +107,8 @@ class Account:
     used: int = -1
     """The store that was used last."""
     limited: bool = True
+    unsure: set[int] = field(default_factory=set)
+    """Stores that may have done what waits next, before they failed."""
 
     def before(self, index: int) -> list[Op]:
         """What store `index` has to hear first."""
@@ -117,8 +121,14 @@ class Account:
             ops += [Hold(hold.scope, until - now, hold.reason) for until, hold in self.holds.values()]
         return ops
 
-    def done(self, index: int, ops: Sequence[Op], results: Sequence[Result], unsure: set[int]) -> None:
-        """Store `index` did `ops`. Those in `unsure` may have done them too, before they failed."""
+    def once(self, index: int, op: Op) -> Op:
+        """What store `index` is asked: one that may have done `op` before gives nothing back a second time."""
+        if isinstance(op, Settle) and index in self.unsure:
+            return Record(tuple(entry for entry in op.entries() if entry.amount > 0))
+        return op
+
+    def done(self, index: int, ops: Sequence[Op], results: Sequence[Result]) -> None:
+        """Store `index` did `ops`."""
         entries: list[Entry] = []
         for op, result in zip(ops, results, strict=True):
             if isinstance(op, Settle):
@@ -130,10 +140,12 @@ class Account:
         self.own.add(entries)
         for other, tally in enumerate(self.missing):
             if other != index:
-                tally.add([e for e in entries if e.amount > 0] if other in unsure else entries)
+                tally.add([e for e in entries if e.amount > 0] if other in self.unsure else entries)
+        self.unsure.clear()
 
     def failed(self, index: int) -> None:
         """Whether it heard what it was told is unknown: nothing may be given back to it twice."""
+        self.unsure.add(index)
         kept = {place: amount for place, amount in self.missing[index].amounts.items() if amount > 0}
         self.missing[index] = Tally(kept)
 
@@ -187,7 +199,7 @@ class Limits:
         account = self._account(model.provider)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         if not self._enqueue(account, Admit(limits, need, 1.0 if critical else self._share), future):
-            return Denied(OVERLOADED_WAIT_S, "", "too many requests ask for its limits at once")
+            return OVERLOADED
         try:
             result = await future
         except asyncio.CancelledError:
@@ -270,7 +282,16 @@ class Limits:
             while account.waiting:
                 taken = [account.waiting.popleft() for _ in range(min(len(account.waiting), MAX_BATCH))]
                 batch = [(op, future) for op, future in taken if future is None or not future.done()]
-                results = await self._run(account, [op for op, _ in batch])
+                try:
+                    results = await self._run(account, [op for op, _ in batch])
+                except Contended:
+                    # Who waits for an answer gets one; what was only told comes first in the next try.
+                    account.waiting.extendleft(reversed([told for told in batch if told[1] is None]))
+                    for _, future in batch:
+                        if future is not None and not future.done():
+                            future.set_result(OVERLOADED)
+                    await asyncio.sleep(CONTENDED_PAUSE_S)
+                    continue
                 for (_, future), result in zip(batch, results, strict=True):
                     if future is None:
                         continue
@@ -288,21 +309,20 @@ class Limits:
             account.running = False
 
     async def _run(self, account: Account, ops: Sequence[Op]) -> Sequence[Result]:
-        unsure: set[int] = set()
         while True:
             index = self._current if account.limited else len(self._stores) - 1
             first = account.before(index)
             try:
-                results = await self._stores[index].run(account.provider, [*first, *ops])
+                asked = [*first, *(account.once(index, op) for op in ops)]
+                results = await self._stores[index].run(account.provider, asked)
             except StateLost:
                 account.missing[index] = account.own.copy()
                 account.used = -1
             except StoreUnavailable as error:
-                unsure.add(index)
                 account.failed(index)
                 self._degrade(index, str(error))
             else:
-                account.done(index, ops, results[len(first) :], unsure)
+                account.done(index, ops, results[len(first) :])
                 return results[len(first) :]
 
     def _degrade(self, index: int, why: str) -> None:

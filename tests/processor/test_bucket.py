@@ -32,7 +32,7 @@ from processor.bucket import (
     Told,
     apply,
 )
-from processor.limit_stores import decode_state, encode_state
+from processor.limit_documents import decode_state, encode_state
 
 START = 1_795_478_400.0
 SHARE = 0.9

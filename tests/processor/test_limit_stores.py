@@ -20,7 +20,7 @@ import pytest
 from nats.aio.msg import Msg
 from redis.asyncio import Redis
 
-from processor import jetstream, limit_stores, subjects
+from processor import jetstream, limit_documents, limit_stores, subjects
 from processor.broker import contract_dir
 from processor.bucket import (
     METRICS,
@@ -41,22 +41,30 @@ from processor.bucket import (
     apply,
 )
 from processor.bus import Bus
-from processor.limit_stores import (
+from processor.limit_documents import (
+    GAP_S,
     MAX_WRITERS,
+    OPENING_AFTER_S,
+    SHARED_S,
     Document,
+    Turns,
+    decode_state,
+    encode_state,
+    joined,
+)
+from processor.limit_stores import (
+    Contended,
     LimitStore,
     MemoryStore,
     NatsStore,
     RedisStore,
     StateLost,
     StoreUnavailable,
-    decode_state,
-    encode_state,
-    joined,
     steady_clock,
 )
 from processor.provision import provision
 from tests.conftest import make_settings, nats_server, redis_server, short_folder
+from tests.wait import wait_until
 
 START = 1_795_478_400.0
 RPM: dict[Scope, dict[Metric, int]] = {"": {"rpm": 50}}
@@ -275,7 +283,7 @@ def test_the_steady_clock_tells_unix_time() -> None:
 
 
 class Lossy:
-    """A NATS client whose next requests that change something lose their answer, or are lost themselves."""
+    """A NATS client that may be far away, and whose next changes lose their answer, a race, or are lost themselves."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -284,6 +292,7 @@ class Lossy:
         self.asked: list[str] = []
         self.lose: list[str] = []
         self.meanwhile: Callable[[], Any] | None = None
+        self.away_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus.nc, name)
@@ -293,10 +302,14 @@ class Lossy:
 
     async def request(self, subject: str, body: bytes, **more: Any) -> Msg:
         self.asked.append(subject)
+        await asyncio.sleep(self.away_s / 2)
         loses = self.lose.pop(0) if self.lose and not subject.startswith("$JS") else ""
         if loses == "request":
             raise nats.errors.TimeoutError
+        if loses == "race" and self.meanwhile is not None:
+            await self.meanwhile()
         answer = await self._bus.nc.request(subject, body, **more)
+        await asyncio.sleep(self.away_s / 2)
         if loses == "answer":
             if self.meanwhile is not None:
                 await self.meanwhile()
@@ -384,6 +397,85 @@ async def test_two_that_write_at_once_both_count(bus: Bus, provider: str) -> Non
     for store in (mine, other, mine, mine, other):
         assert isinstance(await one(store, provider, Admit(RPM, Need())), Granted)
     assert await used(bus, provider) == 5
+
+
+async def test_who_loses_every_race_is_told_that_others_were_faster_and_nothing_is_done(
+    bus: Bus, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit_stores, "GIVE_UP_S", 0.05)
+    wire, store = lossy(bus)
+
+    async def meanwhile() -> None:
+        await NatsStore(bus, Clock()).run(provider, [Record((Entry("haiku", "rpm", round(START * 1000), 1),))])
+
+    wire.lose, wire.meanwhile = ["race"] * 1000, meanwhile
+    with pytest.raises(Contended, match="other replicas were faster"):
+        await one(store, provider, Admit(RPM, Need()))
+    assert await used(bus, provider) == 0
+    assert await used(bus, provider, scope="haiku") == 1000 - len(wire.lose) > 0
+    wire.lose = []
+    assert isinstance(await one(store, provider, Admit(RPM, Need())), Granted)
+    assert await used(bus, provider) == 1
+
+
+async def test_a_replica_far_away_gets_its_turn_though_another_writes_all_the_time(
+    bus: Bus, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit_documents, "OPENING_AFTER_S", 0.3)
+    near, (wire, far) = NatsStore(bus, Clock()), lossy(bus)
+    wire.away_s = 0.015
+    admit, written = Admit({"": {"rpm": 10**6}}, Need()), 0
+
+    async def write_on() -> None:
+        nonlocal written
+        while True:
+            await one(near, provider, admit)
+            written += 1
+
+    writing = asyncio.create_task(write_on())
+    await wait_until(lambda: written > 10)
+    begun = time.monotonic()
+    for _ in range(5):
+        assert isinstance(await one(far, provider, admit), Granted)
+    assert time.monotonic() - begun < 2.5
+    at_last = written
+    await wait_until(lambda: written > at_last)  # nor does the far one keep the near one out
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert written <= await used(bus, provider) - 5 <= written + 1
+
+
+async def test_a_gap_is_left_after_a_write_only_where_others_write_too(
+    bus: Bus, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit_stores, "GAP_S", (30.0, 30.0))
+    mine, other = NatsStore(bus, Clock()), NatsStore(bus, Clock())
+    for _ in range(5):
+        await one(mine, provider, Admit(RPM, Need()))
+    await one(other, provider, Admit(RPM, Need()))
+    await one(mine, provider, Admit(RPM, Need()))  # it hears of the other
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(one(mine, provider, Admit(RPM, Need())), 0.1)
+    await one(mine, f"{provider}-2", Admit(RPM, Need()))
+
+
+def test_turns_are_left_while_others_are_seen_and_once_in_a_while_by_who_hears_of_none() -> None:
+    turns = Turns()
+    for ms in range(0, round(OPENING_AFTER_S * 1000), 10):
+        turns.wrote(ms / 1000, 0.03)
+        assert turns.next_s < ms / 1000
+    turns.wrote(OPENING_AFTER_S, 0.03)
+    assert turns.next_s == OPENING_AFTER_S + GAP_S[1]
+    turns.wrote(turns.next_s, 0.03)
+    assert turns.next_s < turns.wrote_s + 0.001
+
+    turns.beaten(10.0)
+    assert turns.looks_first(10.5)
+    assert not turns.looks_first(12.0)
+    turns.wrote(10.5, 0.03)
+    assert turns.next_s == 10.53
+    turns.wrote(10.0 + SHARED_S, 0.03)
+    assert turns.next_s == 10.53
 
 
 async def test_a_stream_that_came_back_empty_goes_on_from_what_each_replica_knows(bus: Bus, provider: str) -> None:

@@ -19,6 +19,7 @@ from processor.bus import Bus
 from processor.catalog import Catalog, CatalogModel, load_catalog
 from processor.catalog import Limits as LimitsTable
 from processor.limit_stores import (
+    Contended,
     LimitStore,
     MemoryStore,
     NatsStore,
@@ -27,7 +28,7 @@ from processor.limit_stores import (
     StoreUnavailable,
     steady_clock,
 )
-from processor.limits import OVERLOADED_WAIT_S, Limits, Reservation
+from processor.limits import OVERLOADED, Limits, Reservation
 from processor.provision import provision
 from providers.base import Quota
 from tests.conftest import make_settings, nats_server, redis_server, short_folder
@@ -52,6 +53,7 @@ class Store:
         self.is_down = False
         self.loses_answers = False
         self.has_forgotten = False
+        self.is_contended = False
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -61,6 +63,8 @@ class Store:
         await self.gate.wait()
         if self.is_down:
             raise StoreUnavailable(f"{self.name} is down")
+        if self.is_contended:
+            raise Contended(f"{self.name} is contended")
         if self.has_forgotten:
             self.memory, self.has_forgotten = MemoryStore(steady_clock()), False
             raise StateLost
@@ -273,7 +277,7 @@ async def test_what_waits_for_a_store_is_bounded(desk: Open, monkeypatch: pytest
     d.first.gate.clear()
     asking = [asyncio.create_task(reserve(d.limits)) for _ in range(10)]
     refused = await wait_until(lambda: [task.result() for task in asking if task.done()])
-    assert refused == [Denied(OVERLOADED_WAIT_S, "", "too many requests ask for its limits at once")] * 7
+    assert refused == [OVERLOADED] * 7
     d.first.gate.set()
     results = await asyncio.gather(*asking)
     assert sum(isinstance(result, Reservation) for result in results) == 3
@@ -438,6 +442,47 @@ async def test_what_is_to_be_told_to_a_store_that_fails_again_gives_nothing_back
     await wait_until(lambda: len(d.recovered) == 2)
     await granted(d.limits, need=Need(1, 1))
     assert await d.first.used(metric="tpm") >= 411
+
+
+async def test_contention_is_no_failure_who_asks_is_put_off_and_what_was_told_is_tried_again(
+    desk: Open,
+) -> None:
+    d = desk(anthropic=LimitsTable(tpm=1000))
+    early = await granted(d.limits, need=Need(1, 600))
+    await wait_until(lambda: d.first.batches)
+    d.first.is_contended = True
+    d.first.gate.clear()
+    first = asyncio.create_task(reserve(d.limits))
+    await asyncio.sleep(0)
+    d.limits.settle(early, Need(1, 100))
+    d.limits.hold(SONNET, 30, whole_provider=False, reason="wait")
+    second = asyncio.create_task(reserve(d.limits, need=Need(1, 200)))
+    await asyncio.sleep(0)
+    d.limits.tell(HAIKU, [Quota("otpm", None, 7, 30.0)])
+    d.first.gate.set()
+    assert [await first, await second] == [OVERLOADED, OVERLOADED]
+    d.first.is_contended = False
+    await granted(d.limits, need=Need(1, 5, 6))
+    assert [type(op) for op in d.first.batches[-1]][:3] == [Settle, Hold, Told]
+    assert await d.first.used(metric="tpm") == 111
+    assert isinstance(await reserve(d.limits, SONNET), Denied)
+    assert isinstance(await reserve(d.limits, need=Need(1, 5, 2)), Denied)
+    assert (d.degraded, d.second.batches, d.limits.outstanding) == ([], [], 1)
+
+
+async def test_what_a_store_may_have_done_before_it_failed_is_not_given_back_twice_after_contention(
+    desk: Open,
+) -> None:
+    d = desk(anthropic=LimitsTable(tpm=1000))
+    reservation = await granted(d.limits, need=Need(1, 600))
+    await granted(d.limits, need=Need(1, 300))
+    d.first.loses_answers, d.second.is_contended = True, True
+    d.limits.settle(reservation, Need(1, 100))
+    await wait_until(lambda: len(d.second.batches) > 2)
+    d.first.loses_answers, d.second.is_contended = False, False
+    await wait_until(lambda: d.recovered)
+    await granted(d.limits, need=Need(1, 1))
+    assert await d.first.used(metric="tpm") == 401
 
 
 async def test_a_hold_holds_in_the_next_store_too(desk: Open) -> None:
