@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ from providers.base import Quota
 
 RETRY_S = 5.0
 """How often a better store that failed is asked again."""
+FLUSH_S = 1.0
+"""About how often a store that is not in use hears what was used."""
 MAX_WAITING = 1_000
 """Operations of one provider that wait for its store."""
 MAX_BATCH = 256
@@ -48,7 +51,7 @@ OVERLOADED = Denied(OVERLOADED_WAIT_S, "", "too many requests ask for its limits
 CONTENDED_PAUSE_S = 0.05
 CLOSE_S = 5.0
 _NOBODY = "_"
-"""No provider's name: what is asked of a store to see whether it answers."""
+"""No provider's name: what is written to a store to see whether it can be."""
 
 log = structlog.get_logger(__name__)
 
@@ -110,11 +113,9 @@ class Account:
     unsure: set[int] = field(default_factory=set)
     """Stores that may have done what waits next, before they failed."""
 
-    def before(self, index: int) -> list[Op]:
-        """What store `index` has to hear first."""
-        ops: list[Op] = []
-        if entries := self.missing[index].entries():
-            ops.append(Record(entries))
+    def before(self, index: int, entries: tuple[Entry, ...]) -> list[Op]:
+        """What store `index` has to hear first, `entries` and holds."""
+        ops: list[Op] = [Record(entries)] if entries else []
         if index != self.used:
             now = time.monotonic()
             self.holds = {scope: held for scope, held in self.holds.items() if held[0] > now}
@@ -136,18 +137,11 @@ class Account:
             elif isinstance(result, Granted):
                 entries += result.entries()
         self.used = index
-        self.missing[index] = Tally()
         self.own.add(entries)
         for other, tally in enumerate(self.missing):
             if other != index:
                 tally.add([e for e in entries if e.amount > 0] if other in self.unsure else entries)
         self.unsure.clear()
-
-    def failed(self, index: int) -> None:
-        """Whether it heard what it was told is unknown: nothing may be given back to it twice."""
-        self.unsure.add(index)
-        kept = {place: amount for place, amount in self.missing[index].amounts.items() if amount > 0}
-        self.missing[index] = Tally(kept)
 
 
 class Limits:
@@ -182,6 +176,7 @@ class Limits:
         self._numbers = itertools.count()
         self._calls = OwnedTasks()
         self._retries = OwnedTasks()
+        self._flushes = OwnedTasks()
 
     @property
     def outstanding(self) -> int:
@@ -235,6 +230,7 @@ class Limits:
 
     async def close(self) -> None:
         """Write what was told, for at most `CLOSE_S` seconds, and end all tasks."""
+        await self._flushes.cancel()
         await self._retries.cancel()
         await self._calls.join(CLOSE_S)
         await self._calls.cancel()
@@ -244,6 +240,8 @@ class Limits:
         if (account := self._accounts.get(provider)) is None:
             account = Account(provider, [Tally() for _ in self._stores], limited=provider in self._limited)
             self._accounts[provider] = account
+            if not self._flushes and len(self._stores) > 1:
+                self._flushes.start(self._keep_warm())
         return account
 
     def _reserved(self, provider: str, granted: Granted) -> Reservation:
@@ -311,19 +309,47 @@ class Limits:
     async def _run(self, account: Account, ops: Sequence[Op]) -> Sequence[Result]:
         while True:
             index = self._current if account.limited else len(self._stores) - 1
-            first = account.before(index)
             try:
-                asked = [*first, *(account.once(index, op) for op in ops)]
-                results = await self._stores[index].run(account.provider, asked)
+                results = await self._ask(account, index, [account.once(index, op) for op in ops])
             except StateLost:
-                account.missing[index] = account.own.copy()
-                account.used = -1
+                continue
             except StoreUnavailable as error:
-                account.failed(index)
+                account.unsure.add(index)
                 self._degrade(index, str(error))
             else:
-                account.done(index, ops, results[len(first) :])
-                return results[len(first) :]
+                account.done(index, ops, results)
+                return results
+
+    async def _ask(self, account: Account, index: int, ops: Sequence[Op]) -> Sequence[Result]:
+        """Run `ops` in a store, after what it has yet to hear."""
+        tally, account.missing[index] = account.missing[index].entries(), Tally()
+        first = account.before(index, tally)
+        try:
+            results = await self._stores[index].run(account.provider, [*first, *ops])
+        except StateLost:
+            account.missing[index] = account.own.copy()
+            account.used = -1
+            raise
+        except StoreUnavailable:
+            # Whether it heard the tally is unknown: nothing may be given back to it twice.
+            account.missing[index].add([entry for entry in tally if entry.amount > 0])
+            raise
+        except BaseException:
+            account.missing[index].add(tally)
+            raise
+        return results[len(first) :]
+
+    async def _keep_warm(self) -> None:
+        """Tell shared stores what they have yet to hear: an idle replica's use counts where others switch to."""
+        while True:
+            await asyncio.sleep(FLUSH_S * random.uniform(0.5, 1.5))
+            for account, index in itertools.product([*self._accounts.values()], range(len(self._stores) - 1)):
+                if index < self._current or not (account.limited and account.missing[index].entries()):
+                    continue
+                try:
+                    await self._ask(account, index, [])
+                except (StoreUnavailable, StateLost, Contended) as error:
+                    log.debug("limits: a store is told later", store=self._stores[index].name, error=str(error))
 
     def _degrade(self, index: int, why: str) -> None:
         if self._current != index:  # another provider's call found out first
@@ -338,13 +364,22 @@ class Limits:
         while self._current:
             await asyncio.sleep(self._retry_s)
             for index in range(self._current):
-                try:
-                    await self._stores[index].run(_NOBODY, [])
-                except StoreUnavailable:
-                    continue
-                self._current = index
-                self._on_recovered(f"limits are counted in {self._stores[index].name} again")
-                break
+                if await self._writes(index):
+                    self._current = index
+                    self._on_recovered(f"limits are counted in {self._stores[index].name} again")
+                    break
+
+    async def _writes(self, index: int) -> bool:
+        """Whether a store does more than answer: a Redis that is full refuses changes only."""
+        try:
+            await self._stores[index].run(_NOBODY, [Record(())])
+        except Contended:
+            return True
+        except StateLost:
+            return await self._writes(index)
+        except StoreUnavailable:
+            return False
+        return True
 
 
 def _limits(table: LimitsTable) -> Mapping[Metric, int]:

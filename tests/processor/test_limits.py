@@ -54,14 +54,16 @@ class Store:
         self.loses_answers = False
         self.has_forgotten = False
         self.is_contended = False
+        self.is_full = False
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def run(self, provider: str, ops: Sequence[Op]) -> list[Result]:
-        if ops:
+        is_probe = provider == "_"
+        if ops and not is_probe:
             self.batches.append(list(ops))
         await self.gate.wait()
-        if self.is_down:
+        if self.is_down or (self.is_full and ops):
             raise StoreUnavailable(f"{self.name} is down")
         if self.is_contended:
             raise Contended(f"{self.name} is contended")
@@ -69,13 +71,17 @@ class Store:
             self.memory, self.has_forgotten = MemoryStore(steady_clock()), False
             raise StateLost
         results = await self.memory.run(provider, ops)
-        if self.loses_answers and ops:
+        if self.loses_answers and ops and not is_probe:
             raise StoreUnavailable(f"{self.name} lost its answer")
         return results
 
     async def used(self, provider: str = "anthropic", metric: str = "rpm", scope: str = "") -> int:
         state: State = self.memory._states.get(provider, State())
         return sum(w.used for place, w in state.windows.items() if place == (scope, metric))
+
+
+async def is_used(store: Store, amount: int, metric: str = "rpm") -> bool:
+    return await store.used(metric=metric) == amount
 
 
 @dataclass
@@ -483,6 +489,85 @@ async def test_what_a_store_may_have_done_before_it_failed_is_not_given_back_twi
     await wait_until(lambda: d.recovered)
     await granted(d.limits, need=Need(1, 1))
     assert await d.first.used(metric="tpm") == 401
+
+
+async def test_a_store_that_is_not_in_use_hears_what_was_used_and_is_right_for_others_when_it_is_needed(
+    desk: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits_module, "FLUSH_S", 0.02)
+    d, other = desk(anthropic=LimitsTable(rpm=5)), desk(anthropic=LimitsTable(rpm=5))
+    other.limits._stores[:2] = d.limits._stores[:2]
+    held = [await granted(d.limits) for _ in range(5)]
+    d.limits.hold(SONNET, 90, whole_provider=False, reason="wait")
+    d.limits.settle(held[0], None)
+    await wait_until(lambda: is_used(d.second, 4))
+    d.first.is_down = True
+    await granted(other.limits)
+    denied = await reserve(other.limits)
+    assert isinstance(denied, Denied)
+    assert denied.why == "its provider's limit of 5 requests a minute is used up"
+    denied = await reserve(other.limits, SONNET)
+    assert isinstance(denied, Denied)
+    assert denied.why == "wait"
+    assert d.degraded == []
+
+
+async def test_a_better_store_that_is_back_hears_of_idle_replicas_too(
+    desk: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits_module, "FLUSH_S", 0.02)
+    d = desk(anthropic=LimitsTable(rpm=5))
+    d.first.is_down = True
+    for _ in range(3):
+        await granted(d.limits)
+    d.first.is_down = False
+    await wait_until(lambda: is_used(d.first, 3))
+
+
+async def test_a_store_not_in_use_that_fails_is_no_alert_and_is_told_all_of_it_once_later(
+    desk: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits_module, "FLUSH_S", 0.02)
+    d = desk(anthropic=LimitsTable(tpm=1000))
+    d.second.is_down = True
+    reservation = await granted(d.limits, need=Need(1, 600))
+    await wait_until(lambda: len(d.second.batches) > 1)
+    d.second.is_down, d.second.is_contended = False, True
+    d.limits.settle(reservation, Need(1, 100))
+    tried = len(d.second.batches)
+    await wait_until(lambda: len(d.second.batches) > tried + 1)
+    d.second.is_contended = False
+    await wait_until(lambda: is_used(d.second, 100, "tpm"))
+    d.second.loses_answers = True
+    d.limits.settle(await granted(d.limits, need=Need(1, 50)), Need(1, 10))
+    tried = len(d.second.batches)
+    await wait_until(lambda: len(d.second.batches) > tried + 1)
+    d.second.loses_answers = False
+    await wait_until(lambda: not d.limits._account("anthropic").missing[1].entries())
+    assert await d.second.used(metric="tpm") >= 110
+    assert d.degraded == []
+
+
+async def test_a_store_that_answers_but_refuses_to_write_is_not_taken_again(desk: Open) -> None:
+    d = desk(anthropic=LimitsTable(rpm=5))
+    d.first.is_full = True
+    await granted(d.limits)
+    d.second.is_down = True
+    await granted(d.limits)
+    d.second.is_down = False
+    await wait_until(lambda: d.recovered)
+    await granted(d.limits)
+    assert d.recovered == ["limits are counted in second again"]
+    d.first.is_full = False
+    await wait_until(lambda: len(d.recovered) == 2)
+
+
+async def test_a_store_that_has_forgotten_is_taken_again(desk: Open) -> None:
+    d = desk(anthropic=LimitsTable(rpm=5))
+    d.first.is_down = True
+    await granted(d.limits)
+    d.first.has_forgotten, d.first.is_down = True, False
+    await wait_until(lambda: d.recovered)
 
 
 async def test_a_hold_holds_in_the_next_store_too(desk: Open) -> None:
