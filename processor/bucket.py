@@ -113,7 +113,12 @@ class Admit:
         return None
 
     def granted(self, at_ms: int) -> Granted:
-        return Granted(at_ms, {(d.scope, d.metric): d.amount for d in self.demands() if d.cap is not None})
+        demands = list(self.demands())
+        return Granted(
+            at_ms,
+            {(d.scope, d.metric): d.amount for d in demands if d.cap is not None},
+            {(d.scope, d.metric): d.amount for d in demands if d.amount},
+        )
 
     def denied(self, wait_ms: int, scope: Scope, cause: str, detail: str) -> Denied:
         """`cause` is "held" (`detail`: the reason), "told" or "used" (`detail`: the metric)."""
@@ -127,10 +132,14 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The request may be sent now. `taken` is what to settle later."""
+    """The request may be sent now. `taken` is what to settle later.
+
+    `asked` has all of it, what no limit of ours counts too: the vendor may have told of it.
+    """
 
     at_ms: int
     taken: Mapping[tuple[Scope, Metric], int]
+    asked: Mapping[tuple[Scope, Metric], int] = field(default_factory=dict)
 
     def entries(self) -> tuple[Entry, ...]:
         return tuple(Entry(*place, self.at_ms, amount) for place, amount in self.taken.items() if amount)
@@ -159,6 +168,14 @@ class Settle:
         )
         return tuple(entry for entry in changes if entry.amount)
 
+    def unused(self) -> tuple[Entry, ...]:
+        """What was asked for and not used: it is given back to a vendor's word that is not older."""
+        left = (
+            Entry(scope, metric, self.granted.at_ms, asked - (self.actual.of(metric) if self.actual else 0))
+            for (scope, metric), asked in self.granted.asked.items()
+        )
+        return tuple(entry for entry in left if entry.amount > 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -175,20 +192,56 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """The vendor's own word, in place of its last one: `remaining` are left until the limit is full in `reset_s`."""
+    """The vendor's own word, in place of its last one: `remaining` are left, and it is full again in `reset_s`.
+
+    Vendors' limits fill at an even pace; where `limit` is unknown or already full, nothing comes back before the end.
+    """
 
     scope: Scope
     metric: Metric
     remaining: int
     reset_s: float
+    limit: int | None = None
+
+    def word(self, now_ms: int) -> Word:
+        window_ms = round(WINDOW_S[self.metric] * 1000)
+        full_ms = math.ceil(min(max(0.0, self.reset_s), WINDOW_S[self.metric]) * 1000)
+        left, limit = max(0, min(self.remaining, _MOST)), min(self.limit or 0, _MOST)
+        if limit <= left:
+            return Word(left, now_ms, full_ms, 0, left, now_ms + full_ms)
+        return Word(left, now_ms, full_ms, limit - left, limit, now_ms + window_ms)
+
+
+class Word(NamedTuple):
+    """What a vendor told, as it is kept: `left` at `at_ms`, then `gain` more in `full_ms` up to `limit`.
+
+    What is taken afterwards is taken off `left`, which may make it negative: the pace stays. None outlives `last_ms`.
+    """
+
+    left: int
+    at_ms: int
+    full_ms: int
+    gain: int
+    limit: int
+    last_ms: int
+
+    def free_at_ms(self, amount: int) -> int:
+        """When `amount` is left, or the limit is full, at the soonest."""
+        missing = min(amount, self.limit) - self.left
+        if missing <= 0 and amount <= self.limit:
+            return self.at_ms
+        if not self.gain:
+            return self.last_ms
+        # In doubles and in this order, as every store computes it.
+        return min(self.last_ms, self.at_ms + math.ceil(float(missing) * self.full_ms / self.gain))
 
     @property
-    def for_ms(self) -> int:
-        return math.ceil(min(max(0.0, self.reset_s), WINDOW_S[self.metric]) * 1000)
+    def ends_ms(self) -> int:
+        """When it says nothing any more."""
+        return self.free_at_ms(self.limit) if self.gain else self.last_ms
 
-    @property
-    def left(self) -> int:
-        return max(0, min(self.remaining, _MOST))
+    def less(self, amount: int) -> Word:
+        return self._replace(left=self.left - amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +316,7 @@ class State:
     newest_ms: int = 0
     windows: dict[tuple[Scope, Metric], Window] = field(default_factory=dict)
     holds: dict[Scope, tuple[int, str]] = field(default_factory=dict)
-    told: dict[tuple[Scope, Metric], tuple[int, int]] = field(default_factory=dict)
+    told: dict[tuple[Scope, Metric], Word] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -281,7 +334,7 @@ class State:
             window.forget(now_ms)
         self.windows = {place: window for place, window in self.windows.items() if window.slots}
         self.holds = {scope: held for scope, held in self.holds.items() if held[0] > now_ms}
-        self.told = {place: told for place, told in self.told.items() if told[1] > now_ms}
+        self.told = {place: told for place, told in self.told.items() if told.ends_ms > now_ms}
 
     def record(self, entries: tuple[Entry, ...]) -> None:
         for scope, metric, at_ms, amount in entries:
@@ -297,14 +350,20 @@ def apply(state: State, op: Op, now: float) -> Result:
     match op:
         case Admit():
             return _admit(state, op)
-        case Settle() | Record():
+        case Record():
             state.record(op.entries())
+        case Settle():
+            state.record(op.entries())
+            for scope, metric, at_ms, amount in op.unused():
+                told = state.told.get((scope, metric))
+                if told is not None and at_ms >= told.at_ms:
+                    state.told[scope, metric] = told.less(-amount)
         case Hold(scope):
             until, said = state.newest_ms + op.for_ms, op.reason[:200]
             if until > max(state.newest_ms, state.holds.get(scope, (0, ""))[0]):
                 state.holds[scope] = (until, said)
         case Told(scope, metric):
-            state.told[scope, metric] = (op.left, state.newest_ms + op.for_ms)
+            state.told[scope, metric] = op.word(state.newest_ms)
     return None
 
 
@@ -317,9 +376,8 @@ def _admit(state: State, op: Admit) -> Granted | Denied:
         until, reason = state.holds.get(scope, (0, ""))
         longest = max(longest, (until, scope, "held", reason), key=_until)
     for d in op.demands():
-        remaining, reset = state.told.get((d.scope, d.metric), (_MOST, 0))
-        if d.amount > remaining:
-            longest = max(longest, (reset, d.scope, "told", d.metric), key=_until)
+        if (told := state.told.get((d.scope, d.metric))) is not None:
+            longest = max(longest, (told.free_at_ms(d.amount), d.scope, "told", d.metric), key=_until)
         window = state.windows.get((d.scope, d.metric))
         if d.amount and d.cap is not None and window is not None:
             longest = max(longest, (window.free_at_ms(d.amount, d.cap), d.scope, "used", d.metric), key=_until)
@@ -329,7 +387,7 @@ def _admit(state: State, op: Admit) -> Granted | Denied:
     state.record(granted.entries())
     for d in op.demands():
         if (told := state.told.get((d.scope, d.metric))) is not None:
-            state.told[d.scope, d.metric] = (told[0] - d.amount, told[1])
+            state.told[d.scope, d.metric] = told.less(d.amount)
     return granted
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from processor.bucket import State, Window
+from processor.bucket import State, Window, Word
 
 MAX_WRITERS: Final = 64
 """Replicas that a document remembers the last change of, so that a lost answer is not taken for a lost change."""
@@ -78,7 +78,7 @@ def decode_state(fields: Any) -> State:
         slots = dict(zip(itertools.accumulate(row[::2]), row[1::2], strict=True))
         state.windows[scope, metric] = Window(metric, slots, sum(slots.values()))
     state.holds = {scope: (int(until), str(reason)) for scope, until, reason in fields["h"]}
-    state.told = {(scope, metric): (int(left), int(until)) for scope, metric, left, until in fields["q"]}
+    state.told = {(scope, metric): Word(*map(int, word)) for scope, metric, *word in fields["q"]}
     return state
 
 

@@ -300,11 +300,12 @@ def _for_script(op: Op) -> list[Any]:
             ]
             return ["admit", list(limits), demands]
         case Settle() | Record():
-            return ["record", [(*entry, slot_ms(entry.metric), kept_ms(entry.metric)) for entry in op.entries()]]
+            entries = [(*entry, slot_ms(entry.metric), kept_ms(entry.metric)) for entry in op.entries()]
+            return ["record", entries, [tuple(entry) for entry in op.unused()] if isinstance(op, Settle) else []]
         case Hold(scope):
             return ["hold", scope, op.for_ms, op.reason[:200]]
         case Told(scope, metric):
-            return ["told", scope, metric, op.left, op.for_ms]
+            return ["told", scope, metric, tuple(op.word(0))]
 
 
 def _from_script(op: Op, row: list[Any] | None) -> Result:

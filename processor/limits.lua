@@ -6,7 +6,8 @@
 
 local ops = cjson.decode(ARGV[1])
 local raw = redis.call('GET', KEYS[1])
-local doc = raw and cjson.decode(raw) or {birth = ARGV[3], newest = 0, windows = {}, holds = {}, told = {}}
+local doc = raw and cjson.decode(raw) or {birth = ARGV[3], newest = 0, windows = {}, holds = {}}
+doc.words = doc.words or {}
 if ARGV[2] ~= '' and doc.birth ~= ARGV[2] then
   return '{}'
 end
@@ -69,6 +70,22 @@ local function free_at(window, amount, cap)
   return at
 end
 
+-- What a vendor told: {left, at, full, gain, limit, last}, see Word.
+local function told_at(word, amount)
+  local missing = math.min(amount, word[5]) - word[1]
+  if missing <= 0 and amount <= word[5] then
+    return word[2]
+  end
+  if word[4] == 0 then
+    return word[6]
+  end
+  return math.min(word[6], word[2] + math.ceil(missing * word[3] / word[4]))
+end
+
+local function told_ends(word)
+  return word[4] == 0 and word[6] or told_at(word, word[5])
+end
+
 -- op: {"admit", scopes, {{scope, metric, amount, cap or -1, width, kept} ...}}
 local function admit(op)
   local longest = {now, '', '', ''}
@@ -85,9 +102,9 @@ local function admit(op)
   end
   for _, d in ipairs(op[3]) do
     local place = d[1] .. '|' .. d[2]
-    local told, window = doc.told[place], doc.windows[place]
-    if told and d[3] > told[1] then
-      consider(told[2], d[1], 'told', d[2])
+    local word, window = doc.words[place], doc.windows[place]
+    if word then
+      consider(told_at(word, d[3]), d[1], 'told', d[2])
     end
     if d[3] > 0 and d[4] >= 0 and window then
       consider(free_at(window, d[3], d[4]), d[1], 'used', d[2])
@@ -101,9 +118,9 @@ local function admit(op)
     if d[3] > 0 and d[4] >= 0 then
       add(place, d[5], d[6], now, d[3])
     end
-    local told = doc.told[place]
-    if told then
-      told[1] = told[1] - d[3]
+    local word = doc.words[place]
+    if word then
+      word[1] = word[1] - d[3]
     end
   end
   return {now}
@@ -124,8 +141,8 @@ end
 for scope, held in pairs(doc.holds) do
   doc.holds[scope] = held[1] > now and held or nil
 end
-for place, told in pairs(doc.told) do
-  doc.told[place] = told[2] > now and told or nil
+for place, word in pairs(doc.words) do
+  doc.words[place] = told_ends(word) > now and word or nil
 end
 
 local results = {}
@@ -137,13 +154,21 @@ for i, op in ipairs(ops) do
     for _, e in ipairs(op[2]) do
       add(e[1] .. '|' .. e[2], e[5], e[6], e[3], e[4])
     end
+    for _, e in ipairs(op[3]) do
+      local word = doc.words[e[1] .. '|' .. e[2]]
+      if word and e[3] >= word[2] then
+        word[1] = word[1] + e[4]
+      end
+    end
   elseif op[1] == 'hold' then
     local held = doc.holds[op[2]]
     if op[3] > 0 and (not held or now + op[3] > held[1]) then
       doc.holds[op[2]] = {now + op[3], op[4]}
     end
   else
-    doc.told[op[2] .. '|' .. op[3]] = {op[4], now + op[5]}
+    local word = op[4]
+    word[2], word[6] = now, now + word[6]
+    doc.words[op[2] .. '|' .. op[3]] = word
   end
 end
 
@@ -156,8 +181,8 @@ end
 for _, held in pairs(doc.holds) do
   live = math.max(live, held[1])
 end
-for _, told in pairs(doc.told) do
-  live = math.max(live, told[2])
+for _, word in pairs(doc.words) do
+  live = math.max(live, told_ends(word))
 end
 redis.call('SET', KEYS[1], cjson.encode(doc), 'PX', math.max(60000, live - now))
 return cjson.encode({doc.birth, results})

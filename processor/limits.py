@@ -226,7 +226,7 @@ class Limits:
     def tell(self, model: CatalogModel, told: Sequence[Quota]) -> None:
         """What the vendor's headers say is left to the model: vendors count each model by itself."""
         for quota in told:
-            self._tell(model.provider, Told(model.alias, quota.metric, quota.remaining, quota.reset_s))
+            self._tell(model.provider, Told(model.alias, quota.metric, quota.remaining, quota.reset_s, quota.limit))
 
     async def close(self) -> None:
         """Write what was told, for at most `CLOSE_S` seconds, and end all tasks."""
@@ -258,7 +258,7 @@ class Limits:
             self._tell(account.provider, Settle(result, None))
 
     def _tell(self, provider: str, op: Settle | Hold | Told) -> None:
-        if isinstance(op, Settle) and not op.entries():
+        if isinstance(op, Settle) and not (op.entries() or op.unused()):
             return
         if not self._enqueue(self._account(provider), op, None):
             # What is taken and never given back goes when its window passes.

@@ -6,7 +6,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -167,6 +167,7 @@ def test_a_state_is_the_same_after_json_and_a_copy_is_its_own(
     walk = walked(Walk(), taken_steps)
     apply(walk.state, Hold("haiku", 5, "wait"), walk.now)
     apply(walk.state, Told("haiku", "otpm", 7, 50), walk.now)
+    apply(walk.state, Told("haiku", "itpm", 7, 50, 90), walk.now)
     assert decode_state(encode_state(walk.state)) == walk.state
     before = encode_state(walk.state)
     copy = walk.state.copy()
@@ -353,6 +354,71 @@ def test_what_the_vendor_tells_counts_down_is_replaced_and_is_forgotten_at_its_r
     assert apply(state, admit, START + 1) == Denied(40.0, "haiku", denied.why)
     assert isinstance(apply(state, admit, START + 41), Granted)
     assert state.is_empty
+
+
+def test_what_a_day_holds_comes_back_bit_by_bit_where_the_vendor_tells_its_limit() -> None:
+    state, admit = State(), Admit({"": {}, "gpt": {}}, Need())
+    apply(state, Told("gpt", "rpd", 0, 86_400, 14_400), START)
+    denied = Denied(6.0, "gpt", "the vendor says that its requests a day are used up")
+    for n in range(3):
+        assert apply(state, admit, START + 6 * n) == denied
+        assert apply(state, admit, START + 6 * n + 5) == replace(denied, wait_s=1.0)
+        assert isinstance(apply(state, admit, START + 6 * n + 6), Granted)
+
+
+@given(
+    st.integers(-1, 900),
+    st.one_of(st.none(), st.integers(1, 1000)),
+    st.floats(0, 100),
+    st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 500)), max_size=20),
+    st.integers(0, 1200),
+)
+def test_a_wait_for_what_the_vendor_told_is_exact_and_no_more_is_taken_than_comes_back(
+    remaining: int, limit: int | None, reset_s: float, calls: list[tuple[int, int]], amount: int
+) -> None:
+    state, told = State(), Told("gpt", "otpm", remaining, reset_s, limit)
+    apply(state, told, START)
+    taken, now = 0, START
+    for ms, tokens in calls:
+        now = round(now + ms / 1000, 3)
+        result = apply(state, Admit({"gpt": {}}, Need(1, 0, tokens)), now)
+        if not state.told:
+            return
+        taken += tokens if isinstance(result, Granted) else 0
+        gain = max(0, limit - max(0, remaining)) if limit else 0
+        assert taken <= max(0, remaining) + (gain * (now - START) / min(60, reset_s) if gain else 0) + 1
+    admit = Admit({"gpt": {}}, Need(1, 0, amount))
+    denied = apply(state.copy(), admit, now)
+    if isinstance(denied, Denied):
+        free_at = state.newest_ms / 1000 + denied.wait_s
+        assert isinstance(apply(state.copy(), admit, free_at - 0.001), Denied)
+        assert isinstance(apply(state.copy(), admit, free_at), Granted)
+
+
+def test_what_was_not_used_goes_back_to_a_vendors_word_but_not_to_a_younger_one() -> None:
+    def ask(tokens: int, at: float) -> Result:
+        return apply(state, Admit({"gpt": {"otpm": 5000}}, Need(1, 0, tokens)), at)
+
+    state = State()
+    before = ask(400, START)
+    assert isinstance(before, Granted)
+    apply(state, Told("gpt", "otpm", 500, 60, 1000), START + 1)
+    apply(state, Settle(before, None), START + 1)  # the vendor has not counted it, or has counted it off itself
+    assert isinstance(ask(501, START + 1), Denied)
+    after = ask(500, START + 1)
+    assert isinstance(after, Granted)
+    apply(state, Settle(after, Need(1, 0, 100)), START + 1)
+    assert isinstance(ask(401, START + 1), Denied)
+    after = ask(400, START + 1)
+    assert isinstance(after, Granted)
+    apply(state, Settle(after, None), START + 31)
+    assert isinstance(ask(651, START + 31), Denied)
+    after = ask(650, START + 31)
+    assert isinstance(after, Granted)
+    apply(state, Settle(after, None), START + 40)
+    assert isinstance(ask(1000, START + 60.9), Denied)
+    assert isinstance(ask(1000, START + 61), Granted)
+    assert not state.told
 
 
 def test_a_vendors_word_never_outlives_its_window() -> None:

@@ -158,7 +158,8 @@ class Script:
             case "hold":
                 return Hold(scope, chance.choice([-1, 0, 0.5, 3, 10]), "please wait, “vendor” says")
             case "told":
-                return Told(scope, metric, chance.randint(-1, 900), chance.choice([-1, 0, 0.25, 5, 100]))
+                limit = chance.choice([None, 700, 1500, 10**12])
+                return Told(scope, metric, chance.randint(-1, 900), chance.choice([-1, 0, 0.25, 5, 50, 100]), limit)
             case _:
                 of_model: list[dict[Metric, int]] = [{}, {"itpm": 900, "otpm": 700, "tpd": 9000}]
                 limits: dict[Scope, dict[Metric, int]] = {"": {"rpm": 9, "tpm": 2000, "rpd": 60}}
@@ -224,6 +225,22 @@ async def test_all_clients_keep_to_a_hold_and_to_the_vendors_word(kit: Kit) -> N
     assert await one(mine, kit.provider, admit) == Denied(
         10.0, "", "the vendor says that its provider's requests a minute are used up"
     )
+
+
+async def test_what_the_vendor_told_fills_evenly_and_gets_back_what_was_not_used(kit: Kit) -> None:
+    mine, other = kit.store(), kit.store()
+    admit = Admit({"": {}, "gpt": {"otpm": 900}}, Need(1, 0, 150))
+    await mine.run(kit.provider, [Told("gpt", "otpm", 100, 30, 200)])
+    why = "the vendor says that its output tokens a minute are used up"
+    assert await one(other, kit.provider, admit) == Denied(15.0, "gpt", why)
+    kit.clock.now += 15
+    granted = await one(other, kit.provider, admit)
+    assert isinstance(granted, Granted)
+    assert await one(mine, kit.provider, admit) == Denied(45.0, "gpt", why)
+    await other.run(kit.provider, [Settle(granted, Need(1, 0, 50))])
+    assert await one(mine, kit.provider, admit) == Denied(15.0, "gpt", why)
+    kit.clock.now += 15
+    assert isinstance(await one(mine, kit.provider, admit), Granted)
 
 
 async def test_what_never_fits_is_refused_between_others_that_do(kit: Kit) -> None:

@@ -220,7 +220,7 @@ async def test_what_arrives_while_a_store_is_asked_goes_in_one_batch_in_order(de
     assert (len(first), len(second)) == (1, 9)
     assert [op.need.input_tokens for op in second[:5] if isinstance(op, Admit)] == [0, 1, 2, 3, 4]
     assert isinstance(second[5], Settle)
-    assert second[6:] == [Hold("haiku", 1, "wait"), Told("haiku", "itpm", 7, 3.0), Told("haiku", "rpm", 5, 9.0)]
+    assert second[6:] == [Hold("haiku", 1, "wait"), Told("haiku", "itpm", 7, 3.0, 100), Told("haiku", "rpm", 5, 9.0)]
 
 
 async def test_providers_do_not_wait_for_each_other(desk: Open) -> None:
@@ -310,10 +310,21 @@ async def test_a_provider_without_limits_costs_no_call_and_can_still_be_held(des
     denied = await reserve(d.limits, LOCAL)
     assert isinstance(denied, Denied)
     assert (denied.scope, denied.why, 29 < denied.wait_s <= 30) == ("", "busy", True)
-    d.limits.tell(LLAMA, [Quota("tpm", 6000, 100, 20.0)])
+    d.limits.tell(LLAMA, [Quota("tpm", None, 100, 20.0)])
     assert isinstance(await reserve(d.limits, LLAMA, Need(1, 101)), Denied)
     await granted(d.limits, LLAMA, Need(1, 100))
     assert d.first.batches == []
+
+
+async def test_a_refund_is_given_back_to_the_vendors_word_where_we_know_no_limit_of_our_own_too(desk: Open) -> None:
+    limits = desk().limits
+    limits.tell(LOCAL, [Quota("tpm", 6000, 100, 50.0)])
+    limits.settle(await granted(limits, LOCAL, Need(1, 100)), None)
+    limits.settle(await granted(limits, LOCAL, Need(1, 100)), Need(1, 40))
+    await granted(limits, LOCAL, Need(1, 60))
+    denied = await reserve(limits, LOCAL, Need(1, 590))
+    assert isinstance(denied, Denied)
+    assert 4.9 < denied.wait_s <= 5.0
 
 
 async def test_a_limit_of_one_model_makes_its_whole_provider_shared(desk: Open) -> None:
