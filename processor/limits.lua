@@ -17,7 +17,9 @@ if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
-now = math.max(now, doc.newest)
+-- A clock that was set back goes on from the newest time at its own pace, until it has caught up by itself.
+doc.ahead = now < doc.newest and math.max(doc.ahead or 0, doc.newest - now) or 0
+now = now + doc.ahead
 doc.newest = now
 local guard = tonumber(ARGV[4])
 
