@@ -126,6 +126,8 @@ class _Book:
     known: _Known | None = None
     owed: State | None = None
     """What was known of a document that was lost, until it is written into the one that took its place."""
+    written: int = 0
+    """The number of this replica's last change."""
     turns: Turns = field(default_factory=Turns)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -168,6 +170,7 @@ class NatsStore:
             if not all(isinstance(result, Denied) for result in results):
                 known = await self._write(book, provider, known, draft, deadline)
                 if known.document.writers.get(self._writer) == number:
+                    book.written = number
                     book.turns.wrote(loop.time(), random.uniform(*GAP_S))
                     return results
                 book.turns.beaten(loop.time())
@@ -229,6 +232,9 @@ class NatsStore:
             document = Document(secrets.token_hex(4), known.document.state if known is not None else State())
         elif known is not None and document.birth != known.document.birth:
             book.owed = known.document.state
+        elif known is not None and document.writers.get(self._writer, 0) < book.written:
+            # An older copy came back, or a server that lags behind was asked: the next read or write shows which.
+            document.state = joined(document.state, known.document.state)
         if book.owed is not None:
             document.state = joined(document.state, book.owed)
         if known is not None and document.others(self._writer) != known.document.others(self._writer):
@@ -264,18 +270,21 @@ class RedisStore:
         self._errors = (RedisError, OSError, ValueError)
         self._clock = clock
         self._script = client.register_script(files("processor").joinpath("limits.lua").read_text("utf-8"))
-        self._births: dict[str, str] = {}
+        self._known: dict[str, tuple[str, int]] = {}
+        """Each document's birth, and its newest version."""
 
     async def run(self, provider: str, ops: Sequence[Op]) -> list[Result]:
         never = [op.never() if isinstance(op, Admit) else None for op in ops]
         asked = [op for op, no in zip(ops, never, strict=True) if no is None]
         now = "" if self._clock is None else str(round(self._clock() * 1000))
+        birth, version = self._known.get(provider, ("", 0))
         args: list[bytes | str | int] = [
             orjson.dumps([_for_script(op) for op in asked]),
-            self._births.get(provider, ""),
+            birth,
             secrets.token_hex(4),
             round(GUARD_S * 1000),
             now,
+            version,
         ]
         try:
             async with asyncio.timeout(TRY_S):
@@ -283,10 +292,11 @@ class RedisStore:
         except self._errors as error:
             raise StoreUnavailable(f"Redis: {str(error) or 'no answer'}") from error
         if not reply:
-            del self._births[provider]
+            self._known.pop(provider, None)
             raise StateLost(f"Redis has forgotten the limits of {provider}")
         if asked:
-            self._births[provider] = reply[0]
+            birth, version = self._known.get(provider, ("", 0))
+            self._known[provider] = (reply[0], max(reply[2], version if birth == reply[0] else 0))
         rows = iter(reply[1])
         return [_from_script(op, next(rows)) if no is None else no for op, no in zip(ops, never, strict=True)]
 

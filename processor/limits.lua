@@ -1,14 +1,21 @@
 -- One provider's limits in Redis, changed by a whole batch at once: what `apply` of processor/bucket.py does.
 -- KEYS[1] the document
 -- ARGV[1] operations; [2] the document's birth as the caller knows it, or ""; [3] a name for a new birth; [4] guard, ms;
---         [5] now, ms, or "" for the server's time (tests only)
--- The answer is JSON: {birth, results}, or {} where the document that the caller knows is lost.
+--         [5] now, ms, or "" for the server's time (tests only); [6] the newest version that the caller knows
+-- The answer is JSON: {birth, results, version}, or {} where the document that the caller knows is lost.
 
 local ops = cjson.decode(ARGV[1])
 local raw = redis.call('GET', KEYS[1])
 local doc = raw and cjson.decode(raw) or {birth = ARGV[3], newest = 0, windows = {}, holds = {}}
 doc.words = doc.words or {}
 if ARGV[2] ~= '' and doc.birth ~= ARGV[2] then
+  return '{}'
+end
+doc.version = doc.version or 0
+if doc.version < tonumber(ARGV[6]) then
+  -- An older copy came back. All who know this birth shall tell again what they were granted, in place of its counts.
+  doc.birth, doc.windows = ARGV[3], {}
+  redis.call('SET', KEYS[1], cjson.encode(doc), 'KEEPTTL')
   return '{}'
 end
 
@@ -186,5 +193,6 @@ end
 for _, word in pairs(doc.words) do
   live = math.max(live, told_ends(word))
 end
+doc.version = doc.version + 1
 redis.call('SET', KEYS[1], cjson.encode(doc), 'PX', math.max(60000, live - now))
-return cjson.encode({doc.birth, results})
+return cjson.encode({doc.birth, results, doc.version})

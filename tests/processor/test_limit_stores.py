@@ -532,6 +532,22 @@ async def test_what_a_lost_document_knew_is_not_forgotten_when_the_first_try_to_
     assert await used(bus, provider) == 7
 
 
+async def test_a_stream_that_came_back_with_an_older_copy_goes_on_from_what_is_known(bus: Bus, provider: str) -> None:
+    subject = subjects.limits_state(provider)
+    mine, other = NatsStore(bus, Clock()), NatsStore(bus, Clock())
+    for store in (mine, other):
+        await one(store, provider, Admit(RPM, Need()))
+    snapshot = await jetstream.last_message(bus.nc, subjects.STATE, subject)
+    assert snapshot is not None
+    for store in (other, mine):
+        await one(store, provider, Admit(RPM, Need()))
+    await bus.nc.jetstream().publish(subject, snapshot.body)
+    assert isinstance(await one(mine, provider, Admit(RPM, Need())), Granted)
+    assert await used(bus, provider) == 5
+    assert isinstance(await one(other, provider, Admit(RPM, Need())), Granted)
+    assert await used(bus, provider) == 6
+
+
 async def test_what_was_brought_back_can_be_given_back(bus: Bus, provider: str) -> None:
     store, other = NatsStore(bus, Clock()), NatsStore(bus, Clock())
     granted = await one(store, provider, Admit(RPM, Need()))
@@ -667,6 +683,27 @@ async def test_a_redis_that_forgot_says_so_once_to_each_who_knew(client: Redis, 
         assert isinstance(await one(store, provider, Admit(RPM, Need())), Granted)
     assert isinstance(await one(later, provider, Admit(RPM, Need())), Granted)
     assert isinstance(await one(mine, provider, Admit(RPM, Need())), Granted)
+
+
+async def test_a_redis_that_came_back_with_an_older_copy_has_all_tell_again_what_they_were_granted(
+    client: Redis, provider: str
+) -> None:
+    key = f"sidecar:limits:{provider}"
+    mine, other, fresh = RedisStore(client), RedisStore(client), RedisStore(client)
+    for store in (mine, other):
+        await store.run(provider, [Admit(RPM, Need())] * 3)
+    snapshot = await client.get(key)
+    assert snapshot is not None
+    for store in (mine, other, mine, other):
+        await one(store, provider, Admit(RPM, Need()))
+    await client.set(key, snapshot, px=60_000)
+    assert isinstance(await one(fresh, provider, Admit(RPM, Need())), Granted)
+    for store in (mine, other, fresh):
+        with pytest.raises(StateLost):
+            await one(store, provider, Admit(RPM, Need()))
+    assert 0 < await client.pttl(key) <= 61_750
+    assert [type(result) for result in await mine.run(provider, [Admit(RPM, Need())] * 51)] == [Granted] * 50 + [Denied]
+    assert isinstance(await one(other, provider, Admit(RPM, Need())), Denied)
 
 
 async def test_a_redis_that_lost_its_scripts_gets_them_again(client: Redis, provider: str) -> None:
