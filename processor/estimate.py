@@ -61,6 +61,9 @@ def _bytes(text: str) -> int:
 class _Model:
     reported: float = 0.0
     estimated: float = 0.0
+    counted: float = 0.0
+    """Of `counted_of` input tokens, what vendors' limits count."""
+    counted_of: float = 0.0
     outputs: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_CALLS))
     first_tokens: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_CALLS))
 
@@ -68,6 +71,10 @@ class _Model:
     def ratio(self) -> float:
         low, high = RATIO_BOUNDS
         return min(high, max(low, self.reported / self.estimated)) if self.estimated else 1.0
+
+    @property
+    def counted_share(self) -> float:
+        return self.counted / self.counted_of if self.counted_of else 1.0
 
 
 class Learned:
@@ -79,23 +86,37 @@ class Learned:
     def need(self, alias: str, base: int, max_tokens: int) -> tuple[int, int]:
         """(input, output) tokens to expect of a prompt of `base` tokens whose answer may have `max_tokens`.
 
-        The output is what 95 of 100 answers of the model stayed under, once that is known.
+        The input is what vendors' limits count, as far as that is known; the output is what 95 of 100 answers of the
+        model stayed under, once that is.
         """
         model = self._models.get(alias)
         if model is None:
             return base, max_tokens
         usual = _p95(model.outputs)
-        return math.ceil(base * model.ratio), max_tokens if usual is None else min(max_tokens, math.ceil(usual))
+        tokens = math.ceil(base * model.ratio * model.counted_share - 1e-9)
+        return tokens, max_tokens if usual is None else min(max_tokens, math.ceil(usual))
 
     def observe(
-        self, alias: str, base: int, input_tokens: int, output_tokens: int, first_token_s: float | None
+        self,
+        alias: str,
+        base: int,
+        input_tokens: int,
+        output_tokens: int,
+        first_token_s: float | None,
+        counted_input_tokens: int | None = None,
     ) -> None:
-        """A complete answer to a prompt of `base` tokens, with what the vendor counted, cached input too."""
+        """A complete answer to a prompt of `base` tokens, with what the vendor reported, cached input too.
+
+        `counted_input_tokens` is the part that its limits count, without what its cache held.
+        """
         model = self._models.setdefault(alias, _Model())
         if base > 0 and input_tokens > 0:
             kept = 0.5 ** (1 / HALF_LIFE)
             model.reported = model.reported * kept + input_tokens
             model.estimated = model.estimated * kept + base
+            if counted_input_tokens is not None:
+                model.counted = model.counted * kept + max(0, min(counted_input_tokens, input_tokens))
+                model.counted_of = model.counted_of * kept + input_tokens
         model.outputs.append(output_tokens)
         if first_token_s is not None:
             model.first_tokens.append(first_token_s)

@@ -48,6 +48,27 @@ def test_the_estimate_follows_what_the_vendor_counts() -> None:
     assert learned.need("sonnet", 1000, 4096)[0] == 1000
 
 
+def test_what_a_vendors_cache_holds_is_not_reserved_once_it_is_known_that_its_limits_do_not_count_it() -> None:
+    learned = Learned()
+    for _ in range(100):
+        learned.observe("haiku", 40_000, 52_000, 300, None, counted_input_tokens=1_300)
+    assert learned.need("haiku", 40_000, 4096)[0] == pytest.approx(1_300, abs=1)
+    learned.observe("haiku", 40_000, 52_000, 300, None)
+    assert learned.need("haiku", 40_000, 4096)[0] == pytest.approx(1_300, abs=1)
+    for _ in range(200):
+        learned.observe("haiku", 40_000, 52_000, 300, None, counted_input_tokens=52_000)
+    assert learned.need("haiku", 40_000, 4096)[0] == pytest.approx(52_000, rel=0.03)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**7), st.integers(-1, 10**8)), max_size=100))
+def test_what_limits_count_is_never_more_than_all_input(reports: list[tuple[int, int, int]]) -> None:
+    learned, all_input = Learned(), Learned()
+    for base, reported, counted in reports:
+        learned.observe("haiku", base, reported, 1, None, counted)
+        all_input.observe("haiku", base, reported, 1, None)
+    assert 0 <= learned.need("haiku", 1000, 1)[0] <= all_input.need("haiku", 1000, 1)[0]
+
+
 def test_a_usual_answers_length_is_taken_in_place_of_max_tokens_and_never_more() -> None:
     learned = Learned()
     for n in range(KNOWN_AFTER - 1):
