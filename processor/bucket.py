@@ -24,6 +24,8 @@ SLOTS: Final = 240
 GUARD_S: Final = 1.5
 """How much later than its admission a vendor may see a request, and how far replicas' clocks may differ."""
 LONGEST_HOLD_S: Final = 86_400.0
+GUESS_MARGIN: Final = 1.5
+"""How many times its limit an estimate of the input must be before it is taken to fit never."""
 _MOST: Final = 10**12
 """Of any one amount, so that sums stay exact in a double."""
 _UNITS: Final[Mapping[Metric, str]] = {
@@ -57,7 +59,7 @@ class Need:
         return max(0, min(amount, _MOST))
 
     def least(self, metric: Metric) -> int:
-        """The part that is certain before the call: all but the output."""
+        """All but the output, of which little is known before the call."""
         return Need(self.requests, self.input_tokens).of(metric)
 
 
@@ -92,7 +94,7 @@ class Admit:
     share: float = 1.0
 
     def demands(self) -> Iterator[Demand]:
-        """One for each scope and metric. Output is a guess, so an amount that is too large only by it is cut to fit."""
+        """One for each scope and metric. Tokens are a guess, so an amount that may yet fit is cut to what does."""
         for scope, limits in self.limits.items():
             for metric in METRICS:
                 amount, limit = self.need.of(metric), limits.get(metric)
@@ -101,7 +103,8 @@ class Admit:
                     continue
                 # The small addition undoes a binary fraction's error: 100 * (1 - 0.34) is 65.99999999999999.
                 cap = max(1, math.floor(min(limit, _MOST) * self.share + 1e-9))
-                yield Demand(scope, metric, min(amount, max(cap, self.need.least(metric))), cap, limit)
+                most = cap if metric in ("rpm", "rpd") else limit * GUESS_MARGIN
+                yield Demand(scope, metric, amount if self.need.least(metric) > most else min(amount, cap), cap, limit)
 
     def never(self) -> Denied | None:
         """The refusal of what can never fit, however long it waits."""
@@ -162,19 +165,16 @@ class Settle:
     actual: Need | None
 
     def entries(self) -> tuple[Entry, ...]:
-        changes = (
-            Entry(scope, metric, self.granted.at_ms, (self.actual.of(metric) if self.actual else 0) - taken)
-            for (scope, metric), taken in self.granted.taken.items()
-        )
-        return tuple(entry for entry in changes if entry.amount)
+        return self._changes(self.granted.taken)
 
     def unused(self) -> tuple[Entry, ...]:
-        """What was asked for and not used: it is given back to a vendor's word that is not older."""
-        left = (
-            Entry(scope, metric, self.granted.at_ms, asked - (self.actual.of(metric) if self.actual else 0))
-            for (scope, metric), asked in self.granted.asked.items()
-        )
-        return tuple(entry for entry in left if entry.amount > 0)
+        """What was asked for and not used, negative: it is given back to a vendor's word that is not younger."""
+        return tuple(entry for entry in self._changes(self.granted.asked) if entry.amount < 0)
+
+    def _changes(self, amounts: Mapping[tuple[Scope, Metric], int]) -> tuple[Entry, ...]:
+        used = self.actual or Need(0)
+        changes = (Entry(*place, self.granted.at_ms, used.of(place[1]) - amount) for place, amount in amounts.items())
+        return tuple(entry for entry in changes if entry.amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +357,7 @@ def apply(state: State, op: Op, now: float) -> Result:
             for scope, metric, at_ms, amount in op.unused():
                 told = state.told.get((scope, metric))
                 if told is not None and at_ms >= told.at_ms:
-                    state.told[scope, metric] = told.less(-amount)
+                    state.told[scope, metric] = told.less(amount)
         case Hold(scope):
             until, said = state.newest_ms + op.for_ms, op.reason[:200]
             if until > max(state.newest_ms, state.holds.get(scope, (0, ""))[0]):

@@ -166,7 +166,7 @@ for i, op in ipairs(ops) do
     for _, e in ipairs(op[3]) do
       local word = doc.words[e[1] .. '|' .. e[2]]
       if word and e[3] >= word[2] then
-        word[1] = word[1] + e[4]
+        word[1] = word[1] - e[4]
       end
     end
   elseif op[1] == 'hold' then

@@ -41,7 +41,7 @@ LIMITS: Mapping[Scope, Mapping[Metric, int]] = {
     "haiku": {"itpm": 500, "otpm": 300},
 }
 
-needs = st.builds(Need, st.just(1), st.integers(0, 450), st.integers(0, 500))
+needs = st.builds(Need, st.just(1), st.integers(0, 800), st.integers(0, 500))
 moves = st.one_of(st.integers(0, 3_000), st.integers(-20_000, 0), st.integers(20_000, 70_000))
 
 
@@ -288,17 +288,31 @@ def test_a_limit_of_the_model_and_one_of_its_provider_hold_at_once_and_nothing_i
     assert (denied.scope, denied.why) == ("", "its provider's limit of 3 requests a minute is used up")
 
 
-def test_an_output_estimate_over_the_limit_is_cut_to_it_but_input_over_it_never_fits() -> None:
+def test_an_estimate_over_the_limit_is_cut_to_it_but_input_far_over_it_never_fits() -> None:
     limits: dict[Scope, dict[Metric, int]] = {"": {"tpm": 1000}}
-    granted = apply(State(), Admit(limits, Need(1, 600, 64_000)), START)
+    for need in (Need(1, 600, 64_000), Need(1, 1001, 0), Need(1, 1500, 64_000)):
+        granted = apply(State(), Admit(limits, need), START)
+        assert isinstance(granted, Granted)
+        assert granted.taken == {("", "tpm"): 1000}
+    never = apply(State(), Admit(limits, Need(1, 1501, 0)), START)
+    assert never == Denied(math.inf, "", "it needs 1,501 of its provider's limit of 1,000 tokens a minute")
+
+
+def test_input_over_the_share_of_a_requests_priority_takes_all_of_that_share() -> None:
+    limits: dict[Scope, dict[Metric, int]] = {"": {"tpm": 50_000}}
+    state = State()
+    granted = apply(state, Admit(limits, Need(1, 46_000, 300), 0.9), START)
     assert isinstance(granted, Granted)
-    assert granted.taken == {("", "tpm"): 1000}
-    never = apply(State(), Admit(limits, Need(1, 1001, 0)), START)
-    assert never == Denied(math.inf, "", "it needs 1,001 of its provider's limit of 1,000 tokens a minute")
-    never = apply(State(), Admit(limits, Need(1, 950, 0), 0.9), START)
+    assert granted.taken == {("", "tpm"): 45_000}
+    assert isinstance(apply(state, Admit(limits, Need(1, 10, 10), 0.9), START), Denied)
+    assert isinstance(apply(state, Admit(limits, Need(1, 2_000, 3_000)), START), Granted)
+
+
+def test_a_number_of_requests_is_no_guess() -> None:
+    never = apply(State(), Admit({"": {"rpm": 10}}, Need(10), 0.9), START)
     assert isinstance(never, Denied)
     assert math.isinf(never.wait_s)
-    assert never.why.endswith(", of which 900 are for requests of its priority")
+    assert never.why.endswith(", of which 9 are for requests of its priority")
 
 
 @pytest.mark.parametrize(

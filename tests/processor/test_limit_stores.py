@@ -164,7 +164,7 @@ class Script:
                 of_model: list[dict[Metric, int]] = [{}, {"itpm": 900, "otpm": 700, "tpd": 9000}]
                 limits: dict[Scope, dict[Metric, int]] = {"": {"rpm": 9, "tpm": 2000, "rpd": 60}}
                 limits[chance.choice(["haiku", "sonnet 4.5 é"])] = chance.choice(of_model)
-                need = Need(1, chance.randint(0, 1000), chance.randint(0, 1500))
+                need = Need(1, chance.randint(0, 1600), chance.randint(0, 1500))
                 return Admit(limits, need, chance.choice([1.0, 0.9, 0.5]))
 
 
@@ -244,7 +244,7 @@ async def test_what_the_vendor_told_fills_evenly_and_gets_back_what_was_not_used
 
 
 async def test_what_never_fits_is_refused_between_others_that_do(kit: Kit) -> None:
-    small, large = Admit({"": {"tpm": 100}}, Need(1, 10)), Admit({"": {"tpm": 100}}, Need(1, 101))
+    small, large = Admit({"": {"tpm": 100}}, Need(1, 10)), Admit({"": {"tpm": 100}}, Need(1, 151))
     results = await kit.store().run(kit.provider, [large, small, large, small])
     assert [type(result) for result in results] == [Denied, Granted, Denied, Granted]
     assert isinstance(results[0], Denied)
