@@ -375,9 +375,7 @@ class Limits:
             await self._stores[index].run(_NOBODY, [Record(())])
         except Contended:
             return True
-        except StateLost:
-            return await self._writes(index)
-        except StoreUnavailable:
+        except (StoreUnavailable, StateLost):  # what was lost once is not looked for the next time
             return False
         return True
 
