@@ -20,7 +20,8 @@ SHARED_S: Final = 10.0
 LOOK_FIRST_S: Final = 1.0
 """For how long after a conflict a replica reads before it writes."""
 OPENING_AFTER_S: Final = 2.0
-"""After so long a time of writes without a gap, one is left: who always wins never hears of those who always lose."""
+"""After so long a time of writes without a gap, a long one is left: who always wins never hears of who always loses."""
+OPENING_S: Final = 0.1
 
 
 @dataclass(slots=True)
@@ -119,11 +120,11 @@ class Turns:
         self.look_first_until_s = now_s + LOOK_FIRST_S
 
     def wrote(self, now_s: float, gap_s: float) -> None:
-        """This replica has written; where others do too it leaves `gap_s`, and the longest gap once in a while."""
+        """This replica has written; where others do too it leaves `gap_s`, and a long gap once in a while."""
         if now_s - self.wrote_s >= GAP_S[1]:
             self.without_gap_since_s = now_s
         self.wrote_s = now_s
         if now_s < self.shared_until_s:
             self.next_s = self.without_gap_since_s = now_s + gap_s
         elif now_s - self.without_gap_since_s >= OPENING_AFTER_S:
-            self.next_s = self.without_gap_since_s = now_s + GAP_S[1]
+            self.next_s = self.without_gap_since_s = now_s + OPENING_S

@@ -42,9 +42,9 @@ from processor.bucket import (
 )
 from processor.bus import Bus
 from processor.limit_documents import (
-    GAP_S,
     MAX_WRITERS,
     OPENING_AFTER_S,
+    OPENING_S,
     SHARED_S,
     Document,
     Turns,
@@ -485,7 +485,7 @@ def test_turns_are_left_while_others_are_seen_and_once_in_a_while_by_who_hears_o
         turns.wrote(ms / 1000, 0.03)
         assert turns.next_s < ms / 1000
     turns.wrote(OPENING_AFTER_S, 0.03)
-    assert turns.next_s == OPENING_AFTER_S + GAP_S[1]
+    assert turns.next_s == OPENING_AFTER_S + OPENING_S
     turns.wrote(turns.next_s, 0.03)
     assert turns.next_s < turns.wrote_s + 0.001
 
