@@ -183,7 +183,8 @@ class Answerer:
         self, work: _Work, admitted: Admitted, options: Sequence[Option]
     ) -> tuple[Run, int, Attempt] | None:
         """One call, or two that race; None when it failed and the plan knows."""
-        patience = self._learned.first_token_p95(work.chosen.candidates[admitted.index].model.alias)
+        alias, streamed = work.chosen.candidates[admitted.index].model.alias, work.context.outbox.stream
+        patience = self._learned.first_token_p95(alias, streamed=streamed)
         others = [option for option in options if option.index != admitted.index]
         run = work.run(admitted)
         if self._hedge_critical and work.context.slot.priority is Priority.CRITICAL and patience and others:

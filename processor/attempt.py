@@ -116,7 +116,7 @@ class Attempts:
             self._give_up(run, error, settled[0])
             self._audit.write_soon(self._record(run, request, tally, common, settled, _failure(error)))
             raise
-        self._settle(run)
+        self._settle(run, streamed=outbox.stream)
         self._health.succeeded(model, run.ticket)
         return self._record(run, request, tally, common, (seen.usage, False), None)
 
@@ -152,11 +152,19 @@ class Attempts:
             raise Outrun("another candidate answered first")
         await outbox.begin(run.number)
 
-    def _settle(self, run: Run) -> None:
+    def _settle(self, run: Run, *, streamed: bool) -> None:
         """A complete answer: its usage in place of the estimate, and what the vendor told."""
         model, usage = run.candidate.model, run.transcript.usage
         self._limits.settle(run.reservation, _counted(usage))
-        self._learned.observe(model.alias, run.base_tokens, usage.input_tokens, usage.output_tokens, run.first_token_s)
+        self._learned.observe(
+            model.alias,
+            run.base_tokens,
+            usage.input_tokens,
+            usage.output_tokens,
+            run.first_token_s,
+            _counted(usage).input_tokens,
+            streamed=streamed,
+        )
 
     def _give_up(self, run: Run, error: BaseException, usage: Usage) -> None:
         """No complete answer: what the vendor never saw is given back, the rest is settled as far as it is known."""

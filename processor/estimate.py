@@ -65,7 +65,10 @@ class _Model:
     """Of `counted_of` input tokens, what vendors' limits count."""
     counted_of: float = 0.0
     outputs: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_CALLS))
-    first_tokens: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_CALLS))
+    first_tokens: dict[bool, deque[float]] = field(
+        default_factory=lambda: {streamed: deque(maxlen=KEPT_CALLS) for streamed in (True, False)}
+    )
+    """Of streams, and of whole answers, whose first token comes with the last."""
 
     @property
     def ratio(self) -> float:
@@ -104,6 +107,8 @@ class Learned:
         output_tokens: int,
         first_token_s: float | None,
         counted_input_tokens: int | None = None,
+        *,
+        streamed: bool = True,
     ) -> None:
         """A complete answer to a prompt of `base` tokens, with what the vendor reported, cached input too.
 
@@ -119,12 +124,12 @@ class Learned:
                 model.counted_of = model.counted_of * kept + input_tokens
         model.outputs.append(output_tokens)
         if first_token_s is not None:
-            model.first_tokens.append(first_token_s)
+            model.first_tokens[streamed].append(first_token_s)
 
-    def first_token_p95(self, alias: str) -> float | None:
+    def first_token_p95(self, alias: str, *, streamed: bool = True) -> float | None:
         """Seconds within which 95 of 100 first tokens came, None while too few are known."""
         model = self._models.get(alias)
-        return None if model is None else _p95(model.first_tokens)
+        return None if model is None else _p95(model.first_tokens[streamed])
 
 
 def _p95(values: deque[int] | deque[float]) -> float | None:

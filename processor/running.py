@@ -93,8 +93,13 @@ def _signalled() -> asyncio.Event:
     def on_signal() -> None:
         stopping.set()
         for number in numbers:
-            loop.remove_signal_handler(number)
+            loop.add_signal_handler(number, _end_at_once, number)
 
     for number in numbers:
         loop.add_signal_handler(number, on_signal)
     return stopping
+
+
+def _end_at_once(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)

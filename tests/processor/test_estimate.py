@@ -106,3 +106,14 @@ def test_the_ratio_is_found_again_after_the_vendor_changed_its_tokenizer(ratio: 
     for _ in range(300):
         learned.observe("haiku", base, round(base * ratio), 1, None)
     assert learned.need("haiku", 1000, 1)[0] == pytest.approx(1000 * ratio, rel=0.03)
+
+
+def test_the_first_tokens_of_streams_say_nothing_of_whole_answers() -> None:
+    learned = Learned()
+    for _ in range(KNOWN_AFTER):
+        learned.observe("haiku", 100, 100, 10, 0.4, streamed=True)
+    assert learned.first_token_p95("haiku", streamed=True) == 0.4
+    assert learned.first_token_p95("haiku", streamed=False) is None
+    for _ in range(KNOWN_AFTER):
+        learned.observe("haiku", 100, 100, 10, 5.0, streamed=False)
+    assert learned.first_token_p95("haiku", streamed=False) == 5.0

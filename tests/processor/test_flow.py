@@ -18,7 +18,7 @@ from processor.breaker import DEFAULT
 from processor.service import Processor
 from processor.subjects import Priority
 from processor.worker import Worker
-from providers.base import Opened, Prompt, Quota, TextDelta, Usage, UsageSeen
+from providers.base import Finished, FinishReason, Opened, Prompt, Quota, TextDelta, Usage, UsageSeen
 from providers.errors import (
     BadCredentials,
     InvalidPrompt,
@@ -177,6 +177,16 @@ async def test_a_provider_that_fails_in_a_way_of_its_own_is_replaced_like_any_ot
     assert "circuit is open" in str(replies[-1]["route"]["considered"])
 
 
+async def test_what_a_vendors_cache_holds_takes_nothing_of_the_limits(
+    nc: Client, start: StartProcessor, tmp_path: Path
+) -> None:
+    cached: list[Step] = [Opened(), TextDelta("x"), Finished(FinishReason.STOP, Usage(10, cache_read=490), "m")]
+    await start({"anthropic": ScriptedProvider(cached)}, **overlay(tmp_path, "[limits.anthropic]\ntpm = 2000"))
+    for _ in range(10):
+        reply = await ask(nc, body("word " * 400, fallback=False, max_tokens=10))
+        assert reply["usage"]["cache_read_tokens"] == 490
+
+
 # --- Retry-After ----------------------------------------------------------------------------
 
 
@@ -233,7 +243,7 @@ async def test_a_pinned_model_whose_vendor_asks_for_hours_is_told_as_limited_the
 async def test_what_a_vendor_says_is_left_counts_from_when_it_said_so(nc: Client, start: StartProcessor) -> None:
     def script(prompt: Prompt) -> Sequence[Step]:
         long = "long" in str(prompt.messages)
-        left = Quota("rpm", 50, 40 if long else 0, 30.0)
+        left = Quota("rpm", None, 40 if long else 0, 30.0)
         return [Opened("r", (left,)), Pause(1.0 if long else 0), *answer()[1:]]
 
     vendor = ScriptedProvider(script)

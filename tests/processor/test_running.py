@@ -66,6 +66,7 @@ async def test_a_second_signal_of_either_kind_ends_at_once_and_what_ran_is_not_l
         await wait_until(lambda: any("stopping" in line for line in sidecar.said))
         sidecar.process.send_signal(second)
         await asyncio.wait_for(sidecar.process.wait(), 5)
+    assert sidecar.process.returncode == -second
     assert "Traceback" not in "".join(sidecar.said)
     assert (await nc.jetstream().stream_info("LLM_REQUESTS")).state.messages == 1
 
