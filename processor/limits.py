@@ -176,7 +176,6 @@ class Limits:
         self._numbers = itertools.count()
         self._calls = OwnedTasks()
         self._retries = OwnedTasks()
-        self._flushes = OwnedTasks()
 
     @property
     def outstanding(self) -> int:
@@ -230,7 +229,6 @@ class Limits:
 
     async def close(self) -> None:
         """Write what was told, for at most `CLOSE_S` seconds, and end all tasks."""
-        await self._flushes.cancel()
         await self._retries.cancel()
         await self._calls.join(CLOSE_S)
         await self._calls.cancel()
@@ -240,8 +238,6 @@ class Limits:
         if (account := self._accounts.get(provider)) is None:
             account = Account(provider, [Tally() for _ in self._stores], limited=provider in self._limited)
             self._accounts[provider] = account
-            if not self._flushes and len(self._stores) > 1:
-                self._flushes.start(self._keep_warm())
         return account
 
     def _reserved(self, provider: str, granted: Granted) -> Reservation:
@@ -339,8 +335,8 @@ class Limits:
             raise
         return results[len(first) :]
 
-    async def _keep_warm(self) -> None:
-        """Tell shared stores what they have yet to hear: an idle replica's use counts where others switch to."""
+    async def keep_warm(self) -> None:
+        """Tell shared stores what they have yet to hear, for ever: what an idle replica used counts for all."""
         while True:
             await asyncio.sleep(FLUSH_S * random.uniform(0.5, 1.5))
             for account, index in itertools.product([*self._accounts.values()], range(len(self._stores) - 1)):

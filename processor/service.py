@@ -244,6 +244,7 @@ class Processor:
             self._lanes.keep_alive(),
             self._worker.stop_abandoned(),
             self._backlog.watch(),
+            self.limits.keep_warm(),
         ]
         await self._probes.start()
         await self._hints.start()

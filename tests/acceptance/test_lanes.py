@@ -63,8 +63,8 @@ async def test_a_kept_worker_serves_critical_at_once_while_low_fills_the_others(
 
 @pytest.mark.slow
 async def test_while_critical_fills_every_slot_low_still_has_its_share(nc: Client, start: StartProcessor) -> None:
-    vendor = slow(0.02)
-    await start({"anthropic": vendor}, max_workers=4, shutdown_grace=0)
+    vendor = slow(0.05)
+    await start({"anthropic": vendor}, max_workers=10, shutdown_grace=0)
     for n in range(200):
         await nc.jetstream().publish(f"llm.request.low.job-{n}", body())
     answered = 0
@@ -76,7 +76,7 @@ async def test_while_critical_fills_every_slot_low_still_has_its_share(nc: Clien
             await ask(nc, body(), "critical")
             answered += 1
 
-    flooding = [asyncio.create_task(flood()) for _ in range(16)]
+    flooding = [asyncio.create_task(flood()) for _ in range(40)]
     before = await left_in_queue(nc)
     await wait_until(lambda: answered > 400, timeout_s=60)
     low = before - await left_in_queue(nc)

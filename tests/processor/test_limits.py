@@ -30,6 +30,7 @@ from processor.limit_stores import (
 )
 from processor.limits import OVERLOADED, Limits, Reservation
 from processor.provision import provision
+from processor.tasks import OwnedTasks
 from providers.base import Quota
 from tests.conftest import make_settings, nats_server, redis_server, short_folder
 from tests.wait import wait_until
@@ -115,6 +116,9 @@ async def desk() -> AsyncIterator[Open]:
                 retry_s=retry_s,
             )
             stack.push_async_callback(limits.close)
+            warm = OwnedTasks()
+            warm.start(limits.keep_warm())
+            stack.push_async_callback(warm.cancel)
             return Desk(limits, first, second, degraded, recovered)
 
         yield opened
