@@ -87,6 +87,11 @@ class Bus:
             await self.close()
             raise ConnectionError(str(last[0]) if last else "no answer") from None
 
+    @property
+    def is_connected(self) -> bool:
+        """False while a connection is lost: what is published then is kept back and sent later, up to 2 MiB in all."""
+        return self.nc.is_connected
+
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call `callback` after every reconnection."""
         self._on_reconnect.append(callback)

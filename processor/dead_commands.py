@@ -44,11 +44,17 @@ async def _dead_letters(settings: Settings) -> AsyncIterator[Client]:
         try:
             yield nc
         except (JetStreamError, JetStreamUnavailable) as error:
+            if not nc.is_connected:
+                raise _lost(settings, error) from error
             missing = isinstance(error, JetStreamUnavailable) or error.err_code == STREAM_NOT_FOUND
             hint = ": run `sidecar provision`" if missing else ""
             raise Fatal(f"{shown(broker_url(settings))}, {subjects.DEAD}: {error}{hint}") from error
         except nats.errors.Error as error:
-            raise Fatal(f"{shown(broker_url(settings))}: connection lost ({error!r})", Exit.UNREACHABLE) from error
+            raise _lost(settings, error) from error
+
+
+def _lost(settings: Settings, error: Exception) -> Fatal:
+    return Fatal(f"{shown(broker_url(settings))}: connection lost ({error})", Exit.UNREACHABLE)
 
 
 async def list_letters(

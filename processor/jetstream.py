@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from processor.bus import Bus, MessageTooLarge
 
@@ -19,6 +21,9 @@ STREAM_LIMIT_REACHED = 10077
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
 MESSAGE_EXCEEDS_STREAM = 10054
+_NOT_SENDABLE = (nats.errors.BadSubjectError, nats.errors.BadHeaderError, nats.errors.MaxPayloadError)
+"""The message's own fault, which no other try would mend."""
+_MAY_PASS = (nats.errors.NoRespondersError, nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError)
 _ONE_TRY_S = 2.0
 _PAUSE_S = 0.25
 _PLACE_HEADERS = {
@@ -75,6 +80,17 @@ class StoredMessage:
     body: bytes
 
 
+@contextmanager
+def _unavailable(what: str) -> Iterator[None]:
+    """Whatever ails the connection (no answer, a full buffer, closed for good) is `JetStreamUnavailable`."""
+    try:
+        yield
+    except _NOT_SENDABLE:
+        raise
+    except (nats.errors.Error, OSError) as error:
+        raise JetStreamUnavailable(f"{what} ({error})") from error
+
+
 async def publish(
     bus: Bus, subject: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float = 10.0
 ) -> PubAck:
@@ -85,7 +101,7 @@ async def publish(
     Raises:
         MessageTooLarge: for the broker, or for the stream.
         JetStreamError: the server refused.
-        JetStreamUnavailable: no PubAck in `timeout_s` seconds.
+        JetStreamUnavailable: no PubAck in `timeout_s` seconds, or the connection is closed for good.
     """
     assert "Nats-Msg-Id" in headers
     bus.check_size(body, headers)
@@ -93,15 +109,21 @@ async def publish(
     deadline = loop.time() + timeout_s
     while True:
         left = deadline - loop.time()
-        try:
-            answer = await bus.nc.request(
-                subject, body, timeout=max(0.05, min(left, _ONE_TRY_S)), headers=dict(headers)
-            )
-        except (nats.errors.NoRespondersError, nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError) as lost:
-            if deadline - loop.time() <= _PAUSE_S:
-                raise JetStreamUnavailable(f"no PubAck for {subject} in {timeout_s:g} s") from lost
+        if not bus.is_connected and not bus.nc.is_closed:  # nats-py would keep every try, and send them all later
+            if left <= _PAUSE_S:
+                raise JetStreamUnavailable(f"no PubAck for {subject} in {timeout_s:g} s (not connected)")
             await asyncio.sleep(_PAUSE_S)
             continue
+        with _unavailable(f"no PubAck for {subject} in {timeout_s:g} s"):
+            try:
+                answer = await bus.nc.request(
+                    subject, body, timeout=max(0.05, min(left, _ONE_TRY_S)), headers=dict(headers)
+                )
+            except _MAY_PASS:
+                if deadline - loop.time() <= _PAUSE_S:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+                continue
         fields = orjson.loads(answer.data)
         if "error" in fields:
             error = _error(fields["error"])
@@ -114,12 +136,10 @@ async def call(nc: Client, subject: str, body: Mapping[str, Any] | None = None, 
 
     Raises:
         JetStreamError: the server's error answer.
-        JetStreamUnavailable: no answer, or JetStream is not enabled.
+        JetStreamUnavailable: no answer, no connection, or JetStream is not enabled.
     """
-    try:
+    with _unavailable(f"JetStream does not answer {subject}: is it enabled on the server?"):
         answer = await nc.request(f"$JS.API.{subject}", orjson.dumps(body) if body else b"", timeout=timeout_s)
-    except (nats.errors.NoRespondersError, nats.errors.TimeoutError) as error:
-        raise JetStreamUnavailable(f"JetStream does not answer {subject}: is it enabled on the server?") from error
     fields = orjson.loads(answer.data)
     if "error" in fields:
         raise _error(fields["error"])
@@ -132,25 +152,19 @@ async def last_message(nc: Client, stream: str, subject: str, *, timeout_s: floa
     Raises:
         JetStreamUnavailable: no answer.
     """
-    try:
-        answer = await nc.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=timeout_s)
-    except (nats.errors.NoRespondersError, nats.errors.TimeoutError) as error:
-        raise JetStreamUnavailable(f"{stream} does not answer") from error
-    return _stored(answer)
+    with _unavailable(f"{stream} does not answer"):
+        return _stored(await nc.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=timeout_s))
 
 
 async def last_message_before(nc: Client, stream: str, subject: str, seq: int) -> StoredMessage | None:
-    """The newest message on `subject` below the stream sequence `seq`, or None."""
-    inbox = nc.new_inbox()
-    sub = await nc.subscribe(inbox)
-    try:
-        query = orjson.dumps({"multi_last": [subject], "up_to_seq": seq - 1})
-        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", query, reply=inbox)
+    """The newest message on `subject` below the stream sequence `seq`, or None.
+
+    Raises:
+        JetStreamUnavailable: no answer.
+    """
+    query = orjson.dumps({"multi_last": [subject], "up_to_seq": seq - 1})
+    async with _answers(nc, stream, query) as sub:
         return _stored(await sub.next_msg(timeout=2))
-    except nats.errors.TimeoutError as error:
-        raise JetStreamUnavailable(f"{stream} does not answer") from error
-    finally:
-        await sub.unsubscribe()
 
 
 async def batch(
@@ -165,11 +179,8 @@ async def batch(
         JetStreamError: the server refused the query.
         JetStreamUnavailable: `timeout_s` seconds without an answer.
     """
-    inbox = nc.new_inbox()
-    sub = await nc.subscribe(inbox)
     found: list[StoredMessage] = []
-    try:
-        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), reply=inbox)
+    async with _answers(nc, stream, orjson.dumps(query)) as sub:
         while True:
             answer = await sub.next_msg(timeout=timeout_s)
             if (message := _stored(answer)) is not None:
@@ -185,10 +196,19 @@ async def batch(
                     raise JetStreamUnavailable(f"{stream} does not answer")
                 case status:
                     raise JetStreamError(int(status or 500), 0, headers.get("Description", "direct get refused"))
-    except nats.errors.TimeoutError as error:
-        raise JetStreamUnavailable(f"{stream} does not answer") from error
-    finally:
-        await sub.unsubscribe()
+
+
+@asynccontextmanager
+async def _answers(nc: Client, stream: str, query: bytes) -> AsyncIterator[Subscription]:
+    """What a direct get answers, on an inbox of its own."""
+    with _unavailable(f"{stream} does not answer"):
+        inbox = nc.new_inbox()
+        sub = await nc.subscribe(inbox)
+        try:
+            await nc.publish(f"$JS.API.DIRECT.GET.{stream}", query, reply=inbox)
+            yield sub
+        finally:
+            await sub.unsubscribe()
 
 
 def _stored(answer: Msg) -> StoredMessage | None:
