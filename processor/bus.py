@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 
-import nats
+import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from processor.config import Settings
+from processor.nats_client import Client, warn, within
 
 HEADER_RESERVE = 4096
 """The server counts headers into max_payload and the client does not: over it, the server closes the connection."""
 CONNECT_WITHIN_S = 10.0
 WATCHDOG_PERIOD_S = 10.0
-FLUSH_TIMEOUT_S = 2
+FLUSH_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 1.0
+LEAVE_TIMEOUT_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -49,20 +52,23 @@ class Bus:
         last: list[Exception] = []
 
         async def on_error(error: Exception) -> None:
-            # nats-py: an exception raised here would kill the read loop and leave a zombie connection.
             if self.nc.is_connected or not last:
-                log.warning("nats error", error=repr(error))
+                warn("nats error", error=repr(error))
             last[:] = [error]
 
         async def on_disconnected() -> None:
             if not self._closing:
-                log.warning("nats connection lost, reconnecting")
+                warn("nats connection lost, reconnecting")
 
         async def on_reconnected() -> None:
             self.reconnected_at = datetime.now(UTC)
-            log.info("nats reconnected")
+            with suppress(Exception):
+                log.info("nats reconnected")
             for callback in self._on_reconnect:
-                await callback()
+                try:
+                    await callback()
+                except Exception as error:  # noqa: BLE001  nats-py would take it for the connection's, or die of it
+                    warn("not done after a reconnection", error=repr(error))
 
         async def on_closed() -> None:
             self._closed.set()
@@ -117,19 +123,30 @@ class Bus:
         """
         # nats-py's PING overtakes what is still buffered; only a second one comes behind it.
         for _ in range(2):
-            await self.nc.flush(timeout=FLUSH_TIMEOUT_S)
+            await self.nc.round_trip(FLUSH_TIMEOUT_S)
 
     async def leave(self, sub: Subscription) -> None:
         """End a subscription without losing what the server has sent it: all that came is handled first.
 
-        `unsubscribe` drops what has come and was not looked at, and the flush in `drain` overtakes its own UNSUB.
+        `unsubscribe` drops what has come and was not looked at; `drain` may wait for ever, and its PING overtakes its
+        own UNSUB. What is not handled within `LEAVE_TIMEOUT_S` is dropped here too.
         """
         try:
-            await self.nc._send_unsubscribe(sub._id)
-            await self.settle()
-            await sub.drain()  # type: ignore[no-untyped-call]
+            await within(LEAVE_TIMEOUT_S, self._handle_the_rest(sub))
         except (nats.errors.Error, OSError, TimeoutError) as error:
             log.warning("subscription not ended in order", subject=sub.subject, error=repr(error))
+        finally:
+            sub._closed = True
+            sub._stop_processing()
+            self.nc._remove_sub(sub._id)
+
+    async def _handle_the_rest(self, sub: Subscription) -> None:
+        await self.nc._send_unsubscribe(sub._id)
+        try:
+            await self.settle()
+        except nats.errors.Error as error:  # no more will come; what has come is handled all the same
+            log.warning("the broker did not confirm an unsubscription", subject=sub.subject, error=repr(error))
+        await sub._pending_queue.join()
 
     async def watch(self) -> None:
         """Run until the connection is closed or stops answering; then raise `BusClosed`."""
@@ -139,25 +156,21 @@ class Bus:
                 await asyncio.wait_for(self._closed.wait(), WATCHDOG_PERIOD_S)
             except TimeoutError:
                 misses = 0 if await self._answers() else misses + 1
-            if misses >= 2 and self.nc.is_connected:
+            if self.nc.is_deaf or (misses >= 2 and self.nc.is_connected):
                 raise BusClosed("the NATS connection stopped answering")
         raise BusClosed("the NATS connection was closed")
 
     async def _answers(self) -> bool:
         try:
-            await self.nc.flush(timeout=FLUSH_TIMEOUT_S)
-        except (nats.errors.Error, OSError, TimeoutError):
+            await self.nc.round_trip(FLUSH_TIMEOUT_S)
+        except nats.errors.Error:
             return False
         return True
 
     async def close(self) -> None:
-        """Send what is buffered and close; a server that does not answer is left after 2 s."""
+        """Send what is buffered and close, within some 3 s whatever the server does; never raises."""
         self._closing = True
-        if self.nc.is_closed:
-            return
-        try:
-            if self.nc.is_connected:
-                await self.nc.flush(timeout=FLUSH_TIMEOUT_S)
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            log.warning("nats flush at exit failed", error=repr(error))
-        await self.nc.close()
+        if self.nc.is_connected and not await self._answers():
+            log.warning("the broker did not confirm what was sent last")
+        await self.nc.hang_up(CLOSE_TIMEOUT_S)
+        self._closed.set()

@@ -8,19 +8,19 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import nats
 import nats.errors
 import orjson
-from nats.aio.client import Client
 from rich.console import Console
 from rich.table import Table
 
 from processor import provision, subjects
 from processor.asking import NoSidecar, Update, ask
 from processor.broker import HOST, contract_dir
+from processor.bus import CLOSE_TIMEOUT_S
 from processor.config import Settings, shown
 from processor.exits import Exit, Fatal
 from processor.jetstream import JetStreamError, JetStreamUnavailable
+from processor.nats_client import Client
 from processor.subjects import Priority
 
 _STYLE = {"created": "green", "updated": "green", "unchanged": "dim", "drifted": "yellow"}
@@ -39,8 +39,9 @@ async def connection(settings: Settings) -> AsyncIterator[Client]:
     async def ignore(_: Exception) -> None:
         """The failed first connection is raised by connect itself."""
 
+    nc = Client()
     try:
-        nc = await nats.connect(
+        await nc.connect(
             url.split(","),
             name="sidecar command",
             allow_reconnect=False,
@@ -58,7 +59,7 @@ async def connection(settings: Settings) -> AsyncIterator[Client]:
     try:
         yield nc
     finally:
-        await nc.close()
+        await nc.hang_up(CLOSE_TIMEOUT_S)
 
 
 async def ask_and_print(

@@ -15,7 +15,6 @@ from typing import Any, Final
 import nats.errors
 import orjson
 import typer
-from nats.aio.client import Client
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -27,6 +26,7 @@ from processor.commands import broker_url, connection
 from processor.config import Settings, shown
 from processor.exits import Exit, Fatal
 from processor.jetstream import STREAM_NOT_FOUND, JetStreamError, JetStreamUnavailable
+from processor.nats_client import Client
 from processor.redrive import CannotRetry, DeadLetter
 from processor.subjects import Priority
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Literal
 
-import nats
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from processor.bus import Bus
 from processor.handbacks import Life
 from processor.lanes import Delivery
 from processor.subjects import Priority
+from tests.conftest import make_settings
 
 Fate = Literal["dies", "is handed back", "is handed back unbegun", "dies unbegun"]
 FATES: list[Fate] = ["dies", "is handed back", "is handed back unbegun", "dies unbegun"]
@@ -49,7 +49,7 @@ def test_deaths_are_the_deliveries_that_were_begun_and_never_handed_back(fates: 
 @pytest.fixture
 async def bus(nc: Client, nats_url: str) -> Bus:
     bus = Bus()
-    bus.nc = nc
+    bus.nc = nc  # type: ignore[assignment]  # nats-py's own will do
     return bus
 
 
@@ -82,6 +82,6 @@ async def test_a_first_delivery_that_was_only_buffered_is_no_death(bus: Bus) -> 
 
 async def test_a_note_that_cannot_be_written_is_no_error(nats_url: str) -> None:
     bus = Bus()
-    bus.nc = await nats.connect(nats_url)
-    await bus.nc.close()
+    await bus.connect(nats_url, make_settings(), name="test")
+    await bus.close()
     await handbacks.write(bus, "job-1", 1, Life())
