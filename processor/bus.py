@@ -12,10 +12,12 @@ import structlog
 from nats.aio.subscription import Subscription
 
 from processor.config import Settings
-from processor.nats_client import Client, warn, within
+from processor.nats_client import MAX_LINE_BYTES, Client, warn, within
 
 HEADER_RESERVE = 4096
 """The server counts headers into max_payload and the client does not: over it, the server closes the connection."""
+MAX_SUBJECT_BYTES = MAX_LINE_BYTES - 512
+"""So that a reply subject has room beside it."""
 CONNECT_WITHIN_S = 10.0
 WATCHDOG_PERIOD_S = 10.0
 FLUSH_TIMEOUT_S = 2.0
@@ -106,12 +108,14 @@ class Bus:
         self, subject: str, body: bytes, headers: Mapping[str, str] | None = None, *, reply: str = ""
     ) -> None:
         """Publish, refusing here what the server would answer by closing the connection."""
-        self.check_size(body, headers)
+        self.check_size(body, headers, subject)
         await self.nc.publish(subject, body, reply=reply, headers=dict(headers) if headers else None)
 
-    def check_size(self, body: bytes, headers: Mapping[str, str] | None) -> None:
+    def check_size(self, body: bytes, headers: Mapping[str, str] | None, subject: str = "") -> None:
         """Raise `MessageTooLarge` for what the server would not take."""
-        size = len(body) + sum(len(k) + len(v) + 4 for k, v in (headers or {}).items())
+        if len(subject.encode()) > MAX_SUBJECT_BYTES:
+            raise MessageTooLarge(f"a subject of {len(subject)} characters")
+        size = len(body) + sum(len(k.encode()) + len(v.encode()) + 4 for k, v in (headers or {}).items())
         if size > self.nc.max_payload - HEADER_RESERVE:
             raise MessageTooLarge(f"{size} bytes; the broker takes {self.nc.max_payload - HEADER_RESERVE}")
 

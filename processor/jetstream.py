@@ -20,7 +20,8 @@ from processor.bus import Bus, MessageTooLarge
 STREAM_LIMIT_REACHED = 10077
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
-MESSAGE_EXCEEDS_STREAM = 10054
+_TOO_LARGE = {10054, 10097}
+"""The message for the stream's max_msg_size, its headers for 64 KiB."""
 _NOT_SENDABLE = (nats.errors.BadSubjectError, nats.errors.BadHeaderError, nats.errors.MaxPayloadError)
 """The message's own fault, which no other try would mend."""
 _MAY_PASS = (nats.errors.NoRespondersError, nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError)
@@ -104,7 +105,7 @@ async def publish(
         JetStreamUnavailable: no PubAck in `timeout_s` seconds, or the connection is closed for good.
     """
     assert "Nats-Msg-Id" in headers
-    bus.check_size(body, headers)
+    bus.check_size(body, headers, subject)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while True:
@@ -127,7 +128,7 @@ async def publish(
         fields = orjson.loads(answer.data)
         if "error" in fields:
             error = _error(fields["error"])
-            raise MessageTooLarge(error.description) if error.err_code == MESSAGE_EXCEEDS_STREAM else error
+            raise MessageTooLarge(error.description) if error.err_code in _TOO_LARGE else error
         return PubAck(fields["stream"], fields["seq"], bool(fields.get("duplicate")))
 
 

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import re
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import nats.aio.client
 import nats.errors
+import nats.protocol.parser
 import structlog
+from nats.aio.msg import Msg
+
+MAX_LINE_BYTES = 4096 - 32
+"""Of subject and reply subject: the server closes the connection at a longer control line; the rest is for sizes."""
+_ACK = b"$JS.ACK."
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+# A subject may hold any byte but space, tab, CR and LF. For nats-py, vertical tab and form feed end one, too:
+# a queued message with such a subject would end every connection that it is delivered to, again and again.
+nats.protocol.parser.MSG_RE = re.compile(
+    rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n"
+)
+nats.protocol.parser.HMSG_RE = re.compile(
+    rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n"
+)
 
 T = TypeVar("T")
 
@@ -20,6 +37,11 @@ def warn(event: str, **fields: object) -> None:
     """Log where an exception would end a task of nats-py's and so the connection: stderr itself may be gone."""
     with suppress(Exception):
         log.warning(event, **fields)
+
+
+def sendable(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those that nats-py can send: what arrives may have any name, what it sends must have a token for one."""
+    return {name: value for name, value in headers.items() if _HEADER_NAME.fullmatch(name)}
 
 
 async def within(timeout_s: float, work: Awaitable[T]) -> T:
@@ -101,11 +123,53 @@ class Client(nats.aio.client.Client):
             if task is not None:
                 task.cancel()
 
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        if len(subject.encode()) + len(reply.encode()) > MAX_LINE_BYTES:
+            raise nats.errors.BadSubjectError
+        await super().publish(subject, payload, reply, headers)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except Exception as error:  # noqa: BLE001  whatever it is, one message must not end the read loop
+            warn("a message that cannot be read was dropped", subject=repr(subject[:200]), error=repr(error))
+            sub = self._subs.get(sid)
+            # Only where the server itself delivers is the reply subject its word, and not a client's.
+            if sub is not None and sub.subject.startswith(self._inbox_prefix.decode()) and reply.startswith(_ACK):
+                with suppress(nats.errors.Error):  # then it comes again, and is dropped again
+                    await self.publish(reply.decode("ascii"), b"+TERM it cannot be read")
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except (UnicodeDecodeError, IndexError) as error:
+            warn("headers that cannot be read were left out", headers=repr(headers[:200]), error=repr(error))
+            return None
+        return found
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        # A subject may be any bytes; what is no text arrives as `\\xfc`, and is refused for what it is.
+        return self.msg_class(
+            _client=self,
+            _sid=sid,
+            subject=subject.decode("utf-8", "backslashreplace"),
+            reply=reply.decode("utf-8", "backslashreplace"),
+            data=data,
+            headers=headers,
+        )
+
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         # nats-py swallows a cancellation that comes while a publish waits for room in its buffer.
         task = asyncio.current_task()
         before = task.cancelling() if task is not None else 0
-        flushed = await super()._flush_pending(force_flush)
+        try:
+            flushed = await super()._flush_pending(force_flush)
+        except RuntimeError as error:  # uvloop's, for a transport that is closed
+            raise nats.errors.StaleConnectionError from error
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
         return flushed

@@ -15,6 +15,7 @@ from processor import jetstream, subjects
 from processor.accept import FRESH_HEADER
 from processor.bus import Bus
 from processor.jetstream import JetStreamError, StoredMessage
+from processor.nats_client import sendable
 from processor.subjects import Priority
 
 RETRY_OF: Final = "Sidecar-Retry-Of"
@@ -97,7 +98,7 @@ def retry_of(letter: DeadLetter) -> Retry:
     if not subjects.is_request_id(base + number):  # no worker would take it, or it is too long for its number
         base = hashlib.sha256(base.encode()).hexdigest()[:32]
     new = base + number
-    headers = {RETRY_OF: letter.id, **letter.headers, "Nats-Msg-Id": new}
+    headers = {RETRY_OF: letter.id, **sendable(letter.headers), "Nats-Msg-Id": new}
     if headers.get("Reply-To") == subjects.reply(letter.id):
         headers["Reply-To"] = subjects.reply(new)
     return Retry(new, subjects.enqueue(Priority(letter.priority), new), headers)

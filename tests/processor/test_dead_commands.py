@@ -110,7 +110,7 @@ async def test_list_tells_the_newest_first_and_how_many_more_there_are(
     assert capsys.readouterr().out == "[]\n"
 
     await dies(bus, "first", priority=Priority.LOW)
-    await dies(bus, "[red]second", b"x" * 1000)
+    await bus.nc.jetstream().publish("llm.dead.high.[red]second", b"x" * 1000, headers={"Sidecar-Deliveries": "4"})
     await dies(bus, "third")
     await dead_commands.list_letters(settings, **every, as_json=False)
     head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -353,6 +353,11 @@ async def test_a_second_death_counts_on_from_the_first_id() -> None:
     assert retry_of(letter(headers={"Reply-To": "llm.reply.y"})).headers["Reply-To"] == "llm.reply.y"
     with pytest.raises(CannotRetry, match="no lane"):
         retry_of(letter(priority="urgent"))
+
+
+def test_a_header_that_cannot_be_sent_does_not_keep_its_dead_letter_back() -> None:
+    again = retry_of(letter(headers={"X/Origin": "a", "traceparent": "b"}))
+    assert again.headers.keys() & {"X/Origin", "traceparent"} == {"traceparent"}
 
 
 @given(st.text(min_size=1, max_size=200), st.integers(1, 10**12), st.booleans())
