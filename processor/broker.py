@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import structlog
 HOST = "127.0.0.1"
 READY_S = 15.0
 STOP_S = 10.0
+MAX_DEATHS = 4
+DEATHS_WITHIN_S = 60.0
 _PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger(__name__)
@@ -55,8 +58,11 @@ def contract_dir() -> Path:
 async def embedded_broker(data_dir: Path, port: int) -> AsyncIterator[str]:
     """Run a broker with its streams under `data_dir`; yields its URL and stops it at the end.
 
+    One that dies is started again on the same port and with the same streams.
+
     Raises:
-        BrokerError: the port is taken, the folder is in use, or the server did not start.
+        BrokerError: the port is taken, the folder is in use, the server did not start, or it dies again and again;
+            the body is then cancelled first.
     """
     home = data_dir / "nats"
     try:
@@ -66,11 +72,68 @@ async def embedded_broker(data_dir: Path, port: int) -> AsyncIterator[str]:
     with _exclusive(home / "lock"):
         await asyncio.to_thread(_stop_orphan, home / "nats-server.pid")
         _check_port(port)
-        process = await _spawn(home, port)
+        child = _Child(home, port)
         try:
-            yield f"nats://{HOST}:{await _ready(process, home)}"
+            url = f"nats://{HOST}:{await child.start()}"
+            async with _kept(child):
+                yield url
         finally:
-            await _stop(process)
+            await child.stop()
+
+
+class _Child:
+    """The server's process, started again when it dies."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self._home = home
+        self._port = port
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> int:
+        """Start it and return its port, once JetStream answers."""
+        self._process = await _spawn(self._home, self._port)
+        self._port = await _ready(self._process, self._home)
+        return self._port
+
+    async def keep(self) -> None:
+        """Start it again whenever it dies. Raises BrokerError at `MAX_DEATHS` deaths within `DEATHS_WITHIN_S`."""
+        loop = asyncio.get_running_loop()
+        deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        while self._process is not None:
+            code = await self._process.wait()
+            deaths.append(loop.time())
+            where = self._home / "nats-server.log"
+            if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_WITHIN_S:
+                raise BrokerError(f"nats-server died {MAX_DEATHS} times in a minute; its log is {where}")
+            log.warning("the broker died and is started again", code=code, log=str(where))
+            try:
+                await self.start()
+            except BrokerError as error:  # another death
+                log.warning("the broker was not ready again", error=str(error))
+                await self.stop()
+
+    async def stop(self) -> None:
+        if self._process is not None:
+            await _stop(self._process)
+
+
+@contextlib.asynccontextmanager
+async def _kept(child: _Child) -> AsyncIterator[None]:
+    """Keep it alive beside the body. Where it cannot be, the body is cancelled, and BrokerError raised."""
+    body = asyncio.current_task()
+    assert body is not None
+    keeping = asyncio.create_task(child.keep())
+    keeping.add_done_callback(lambda ended: None if ended.cancelled() else body.cancel())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not keeping.done() or (error := keeping.exception()) is None:
+            raise
+        body.uncancel()
+        raise error from None
+    finally:
+        keeping.cancel()
+        await asyncio.wait({keeping})
 
 
 @contextlib.contextmanager

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from pathlib import Path
 
 import nats
+import nats.errors
 import psutil
 import pytest
 
-from processor import broker
+from processor import broker, redrive
 from processor.broker import BrokerError, embedded_broker
-from tests.processes import running
+from tests.processes import Sidecar, running
+from tests.talk import ask
 from tests.wait import wait_until
 
 
@@ -77,6 +80,55 @@ async def test_kill_9_of_the_sidecar_leaves_no_broker_behind(tmp_path: Path) -> 
     async with embedded_broker(tmp_path, 0) as url:
         client = await nats.connect(url)
         await client.close()
+
+
+def kill_broker(home: Path) -> None:
+    os.kill(int((home / "nats" / "nats-server.pid").read_text()), signal.SIGKILL)
+
+
+async def test_a_broker_that_dies_is_started_again_on_its_port_with_its_streams(tmp_path: Path) -> None:
+    vendor = {"LOCAL_BASE_URL": "http://127.0.0.1:9"}
+    async with running("up", NATS_PORT="0", SIDECAR_DATA_DIR=str(tmp_path), **vendor) as sidecar:
+        client = await nats.connect(sidecar.url, max_reconnect_attempts=-1, reconnect_time_wait=0, error_cb=ignore)
+        await client.jetstream().publish("llm.dead.low.kept", b"x")
+        kill_broker(tmp_path)
+        await wait_until(lambda: any("started again" in line for line in sidecar.said))
+        await wait_until(lambda: client.is_connected)
+        assert await redrive.count(client) == 1
+
+        async def answers() -> bool:
+            try:
+                refused = await ask(client, b"no request", timeout=1)
+            except nats.errors.Error:
+                return False
+            return bool(refused["error"]["type"] == "invalid_request")
+
+        await wait_until(answers)
+        await client.close()
+    assert sidecar.process.returncode == 0
+
+
+async def test_a_broker_that_dies_again_and_again_ends_the_sidecar_with_the_place_of_its_log(tmp_path: Path) -> None:
+    async with running("up", NATS_PORT="0", SIDECAR_DATA_DIR=str(tmp_path)) as sidecar:
+        for times in range(broker.MAX_DEATHS):
+            await has_been_started_again(tmp_path, sidecar, times)
+            kill_broker(tmp_path)
+        assert await asyncio.wait_for(sidecar.process.wait(), 20) == 1
+    assert "Traceback" not in "".join(sidecar.said)
+    assert f"its log is {tmp_path / 'nats' / 'nats-server.log'}" in sidecar.said[-1]
+
+
+async def has_been_started_again(home: Path, sidecar: Sidecar, times: int) -> None:
+    def it_serves() -> bool:
+        pid = (home / "nats" / "nats-server.pid").read_text()
+        ports = home / "nats" / f"nats-server_{pid}.ports"
+        return pid.isdecimal() and psutil.pid_exists(int(pid)) and ports.exists()
+
+    await wait_until(lambda: sum("started again" in line for line in sidecar.said) == times and it_serves())
+
+
+async def ignore(_: Exception) -> None:
+    """The connection is meant to break."""
 
 
 async def test_ctrl_c_ends_the_sidecar_before_its_broker(tmp_path: Path) -> None:
