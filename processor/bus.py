@@ -13,6 +13,7 @@ from nats.aio.subscription import Subscription
 
 from processor.config import Settings
 from processor.nats_client import MAX_LINE_BYTES, Client, warn, within
+from processor.nats_login import login, server_urls
 
 HEADER_RESERVE = 4096
 """The server counts headers into max_payload and the client does not: over it, the server closes the connection."""
@@ -49,6 +50,7 @@ class Bus:
         """Connect, waiting a little for a server that is just starting.
 
         Raises:
+            Fatal: NATS_URL or NATS_CREDS is wrong.
             ConnectionError: no server took us at `url` within `CONNECT_WITHIN_S`; says what the last one answered.
         """
         last: list[Exception] = []
@@ -76,7 +78,7 @@ class Bus:
             self._closed.set()
 
         connecting = self.nc.connect(
-            url.split(","),
+            server_urls(url),
             name=name,
             error_cb=on_error,
             disconnected_cb=on_disconnected,
@@ -86,7 +88,7 @@ class Bus:
             reconnect_time_wait=0.2,  # type: ignore[arg-type]  # nats-py says int and takes any number
             max_reconnect_attempts=-1,
             ping_interval=10,
-            user_credentials=str(settings.nats_creds) if settings.nats_creds else None,
+            **login(settings),
         )
         try:
             # Without an end to its attempts, nats-py would also try the first connection for ever.
@@ -94,6 +96,8 @@ class Bus:
         except TimeoutError:
             await self.close()
             raise ConnectionError(str(last[0]) if last else "no answer") from None
+        except nats.errors.Error as error:
+            raise ConnectionError(str(error)) from error
 
     @property
     def is_connected(self) -> bool:

@@ -157,13 +157,19 @@ def check(
     run(report(settings(), timing=timing, serving=serving))
 
 
+MAX_AGE_DAYS = 36_500
+
+
 def age(text: str) -> timedelta:
     """A length of time such as 90s, 30m, 2h, 7d or 1d12h."""
     parts = re.findall(r"([0-9]{1,6})([smhd])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise typer.BadParameter(f"{text!r}: a length of time is written as 90s, 30m, 2h, 7d or 1d12h")
     unit_s = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-    return timedelta(seconds=sum(int(number) * unit_s[unit] for number, unit in parts))
+    seconds = sum(int(number) * unit_s[unit] for number, unit in parts)
+    if seconds > MAX_AGE_DAYS * unit_s["d"]:
+        raise typer.BadParameter(f"{text!r}: {MAX_AGE_DAYS}d at most")
+    return timedelta(seconds=seconds)
 
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids as `sidecar dead list` shows them.")]

@@ -21,6 +21,7 @@ from processor.config import Settings, shown
 from processor.exits import Exit, Fatal
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.nats_client import Client
+from processor.nats_login import login, server_urls
 from processor.subjects import Priority
 
 _STYLE = {"created": "green", "updated": "green", "unchanged": "dim", "drifted": "yellow"}
@@ -33,16 +34,24 @@ def broker_url(settings: Settings) -> str:
 
 @asynccontextmanager
 async def connection(settings: Settings) -> AsyncIterator[Client]:
-    """A short-lived client connection. Raises Fatal where no server answers."""
+    """A short-lived client connection. Raises Fatal where no server takes us, or NATS_URL or NATS_CREDS is wrong."""
+    nc = Client()
+    try:
+        await _connect(nc, settings)
+        yield nc
+    finally:
+        await nc.hang_up(CLOSE_TIMEOUT_S)
+
+
+async def _connect(nc: Client, settings: Settings) -> None:
     url = broker_url(settings)
 
     async def ignore(_: Exception) -> None:
         """The failed first connection is raised by connect itself."""
 
-    nc = Client()
     try:
         await nc.connect(
-            url.split(","),
+            server_urls(url),
             name="sidecar command",
             allow_reconnect=False,
             # For the first connection too: nats-py's default is sixty attempts, two seconds apart.
@@ -50,16 +59,14 @@ async def connection(settings: Settings) -> AsyncIterator[Client]:
             reconnect_time_wait=0,
             connect_timeout=3,
             error_cb=ignore,
-            user_credentials=str(settings.nats_creds) if settings.nats_creds else None,
+            **login(settings),
         )
-    except (OSError, nats.errors.Error) as error:
+    except (OSError, nats.errors.NoServersError) as error:
         raise Fatal(
             f"no NATS server at {shown(url)}: start one with `sidecar up`, or set NATS_URL", Exit.UNREACHABLE
         ) from error
-    try:
-        yield nc
-    finally:
-        await nc.hang_up(CLOSE_TIMEOUT_S)
+    except nats.errors.Error as error:
+        raise Fatal(f"the NATS server at {shown(url)} does not take us: {error}", Exit.UNREACHABLE) from error
 
 
 async def ask_and_print(

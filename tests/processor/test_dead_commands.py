@@ -369,6 +369,12 @@ def test_every_dead_letter_has_one_new_id_that_workers_take(name: str, seq: int,
     assert made == retry_of(dead)
 
 
+@pytest.mark.parametrize("arguments", [["list", "--since"], ["purge", "--all", "--yes", "--older-than"]])
+async def test_an_age_before_the_calendar_is_wrong_usage_and_told_with_its_bound(arguments: list[str]) -> None:
+    told = await command("dead", *arguments, "999999d")
+    assert (told.code, "36500d at most" in told.err) == (2, True)
+
+
 async def test_all_are_sent_again_once_though_they_die_again(
     nc: Client, bus: Bus, settings: Settings, start: StartProcessor, capsys: pytest.CaptureFixture[str]
 ) -> None:
