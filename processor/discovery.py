@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import nats.micro
 import orjson
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.micro.request import Request as ServiceRequest
 from nats.micro.service import EndpointConfig, Service
 
+from processor import subjects
 from processor.bus import Bus
 from processor.catalog import Catalog
+from processor.nats_client import Client
+
+log = structlog.get_logger(__name__)
+
+Callback = Callable[[Msg], Awaitable[None]]
+
+
+class _OnlyInboxes:
+    """The client, for nats-py's services: a question is handed on only where its answer goes to an inbox.
+
+    The answer is published with our own rights. To `llm.reply.<id>`, it would be kept as that request's reply.
+    """
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._nc, name)
+
+    async def subscribe(self, subject: str, queue: str = "", cb: Callback | None = None) -> Subscription:
+        async def hand_on(msg: Msg) -> None:
+            if subjects.is_inbox(msg.reply):
+                assert cb is not None
+                await cb(msg)
+            else:
+                log.warning("question not answered: its reply subject is no inbox", subject=subject, reply=msg.reply)
+
+        return await self._nc.subscribe(subject, queue, cb=hand_on)
 
 
 async def announce(
@@ -44,7 +77,7 @@ async def announce(
         await request.respond(orjson.dumps({"models": rows}))
 
     service = await nats.micro.add_service(
-        bus.nc,
+        _OnlyInboxes(bus.nc),  # type: ignore[arg-type]  # it is one, but for what it subscribes
         name="sidecar",
         version=version("ckcias-sidecar"),
         description="LLM gateway: llm.request.<priority>",
