@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import nats.aio.client
@@ -42,6 +42,16 @@ def warn(event: str, **fields: object) -> None:
 def sendable(headers: Mapping[str, str]) -> dict[str, str]:
     """Those that nats-py can send: what arrives may have any name, what it sends must have a token for one."""
     return {name: value for name, value in headers.items() if _HEADER_NAME.fullmatch(name)}
+
+
+@contextmanager
+def _cancellable() -> Iterator[None]:
+    """Raise CancelledError at the end if this task was cancelled inside and what it called has swallowed that."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    yield
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 async def within(timeout_s: float, work: Awaitable[T]) -> T:
@@ -130,6 +140,18 @@ class Client(nats.aio.client.Client):
             raise nats.errors.BadSubjectError
         await super().publish(subject, payload, reply, headers)
 
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        # Python 3.11's `wait_for` loses a cancellation that comes together with the answer.
+        with _cancellable():
+            return await super().request(subject, payload, timeout, old_style, headers)
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
             await super()._process_msg(sid, subject, reply, data, headers)
@@ -164,15 +186,11 @@ class Client(nats.aio.client.Client):
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         # nats-py swallows a cancellation that comes while a publish waits for room in its buffer.
-        task = asyncio.current_task()
-        before = task.cancelling() if task is not None else 0
-        try:
-            flushed = await super()._flush_pending(force_flush)
-        except RuntimeError as error:  # uvloop's, for a transport that is closed
-            raise nats.errors.StaleConnectionError from error
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
-        return flushed
+        with _cancellable():
+            try:
+                return await super()._flush_pending(force_flush)
+            except RuntimeError as error:  # uvloop's, for a transport that is closed
+                raise nats.errors.StaleConnectionError from error
 
     async def _process_pong(self) -> None:
         # nats-py sets the future of a `flush` that timed out, which is cancelled: its read loop would end.

@@ -196,6 +196,20 @@ async def test_who_waits_for_room_in_the_send_buffer_can_be_cancelled(server: Se
     await bus.close()
 
 
+async def test_a_cancellation_that_comes_together_with_the_answer_is_not_lost(nats_url: str) -> None:
+    bus = await connected(nats_url)
+    await bus.nc.subscribe("some.subject")
+    asking = asyncio.create_task(bus.nc.request("some.subject", b"", timeout=5))
+    await wait_until(lambda: bus.nc._resp_map)
+    await bus.settle()
+    (waiting,) = bus.nc._resp_map.values()
+    waiting.set_result(Msg(bus.nc))
+    asking.cancel()
+    await asyncio.wait({asking}, timeout=5)
+    assert asking.cancelled()
+    await bus.close()
+
+
 async def test_nothing_that_is_logged_can_end_the_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def __getattr__(self, name: str) -> object:
