@@ -25,7 +25,6 @@ from processor.reply_bodies import Considered, FinalReply, ReplyRoute, ReplyUsag
 from processor.router import Candidate, Route, route
 from processor.slots import Slot
 from processor.subjects import Priority
-from processor.tasks import stop_if_cancelled
 from providers.errors import ProviderError, RateLimited
 
 LOOK_AGAIN_S = 0.2
@@ -156,7 +155,6 @@ class Answerer:
         if time.monotonic() - work.looked_at < LOOK_AGAIN_S:
             return
         ending = await work.context.replies.ending(work.context.outbox.request_id)
-        stop_if_cancelled()
         if ending is not None:
             raise EndedElsewhere(ending)
         work.looked_at = time.monotonic()

@@ -15,8 +15,6 @@ from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.subjects import Priority
 
 LOOK_EVERY_S = 1.0
-SURE_BY = 4
-"""A wait that is expected to take less than this part of a deadline will end before it."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,12 +54,6 @@ class Backlog:
             info = await jetstream.call(self._bus.nc, f"CONSUMER.INFO.{subjects.REQUESTS}.{priority}")
             lane.queued = info["num_pending"]
             lane.drain = lane.drain.seen(info["delivered"]["consumer_seq"], lane.queued, time.monotonic())
-
-    def may_outwait(self, priority: Priority, deadline_s: float) -> bool:
-        """Whether a new request of that lane may still be queued when its deadline passes."""
-        lane = self._lanes[priority]
-        per_s = lane.drain.per_s
-        return lane.queued > 0 and (per_s is None or lane.queued / per_s > deadline_s / SURE_BY)
 
     def refusal(self, priority: Priority, deadline_s: float | None) -> Refusal | None:
         """Why one more request of that lane is not taken in, or None if it is."""

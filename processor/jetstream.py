@@ -157,17 +157,6 @@ async def last_message(nc: Client, stream: str, subject: str, *, timeout_s: floa
         return _stored(await nc.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=timeout_s))
 
 
-async def last_message_before(nc: Client, stream: str, subject: str, seq: int) -> StoredMessage | None:
-    """The newest message on `subject` below the stream sequence `seq`, or None.
-
-    Raises:
-        JetStreamUnavailable: no answer.
-    """
-    query = orjson.dumps({"multi_last": [subject], "up_to_seq": seq - 1})
-    async with _answers(nc, stream, query) as sub:
-        return _stored(await sub.next_msg(timeout=2))
-
-
 async def batch(
     nc: Client, stream: str, query: Mapping[str, Any], *, timeout_s: float = 5.0
 ) -> tuple[list[StoredMessage], int]:

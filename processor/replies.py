@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import nats.errors
 import orjson
 import structlog
 from cachetools import LRUCache
@@ -73,6 +74,7 @@ class Outbox:
     attempt: int = 1
     seq: int = 0
     _probes_sent: int = 0
+    _lost: bool = False
 
     async def begin(self, attempt: int) -> None:
         """A new attempt: unless it is the request's first, the text so far is void."""
@@ -107,7 +109,13 @@ class Outbox:
         if self.seq % PROBE_EVERY == 0:
             self._probes_sent += 1
             probe = self.probes.subject(self.request_id, self._probes_sent)
-        await self.bus.publish(self.reply_to, body, headers, reply=probe)
+        try:
+            await self.bus.publish(self.reply_to, body, headers, reply=probe)
+        except nats.errors.OutboundBufferLimitError:
+            # The connection has been lost for long. The final message has all of the answer.
+            if not self._lost:
+                log.warning("deltas lost: the broker is away", id=self.request_id)
+            self._lost = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,6 @@ async def happens(event: asyncio.Event, timeout_s: float) -> bool:
     return True
 
 
-def stop_if_cancelled() -> None:
-    """Raise CancelledError if this task was cancelled and a `wait_for` inside a library has swallowed it."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
 class OwnedTasks:
     """A set of running tasks; an exception that nobody expected is logged here, never lost."""
 

@@ -16,7 +16,6 @@ from processor import worker
 from processor.admission import Admission
 from processor.breaker import DEFAULT
 from processor.service import Processor
-from processor.subjects import Priority
 from processor.worker import Worker
 from providers.base import Finished, FinishReason, Opened, Prompt, Quota, TextDelta, Usage, UsageSeen
 from providers.errors import (
@@ -513,9 +512,9 @@ async def test_an_ask_that_is_still_queued_at_its_deadline_is_told_then_and_not_
     nc: Client, start: StartProcessor
 ) -> None:
     endless = slow(60)
-    processor = await start({"anthropic": endless}, max_workers=1, shutdown_grace=0)
+    await start({"anthropic": endless}, max_workers=1, shutdown_grace=0)
     running = [asyncio.create_task(ask(nc, body(fallback=False, deadline_ms=60_000), "low")) for _ in range(8)]
-    await wait_until(lambda: processor._backlog.may_outwait(Priority.LOW, 1))
+    await wait_until(lambda: endless.calls)
     error = (await ask(nc, body(deadline_ms=500), "low", timeout=5))["error"]
     assert (error["type"], endless.calls) == ("deadline_exceeded", 1)
     for task in running:
@@ -524,10 +523,10 @@ async def test_an_ask_that_is_still_queued_at_its_deadline_is_told_then_and_not_
 
 async def test_a_cancel_ends_a_request_that_is_still_queued(nc: Client, start: StartProcessor) -> None:
     endless = slow(60)
-    processor = await start({"anthropic": endless}, max_workers=1, shutdown_grace=0)
+    await start({"anthropic": endless}, max_workers=1, shutdown_grace=0)
     for n in range(8):
         await nc.jetstream().publish(f"llm.request.low.job-{n}", body(fallback=False))
-    await wait_until(lambda: processor._backlog.may_outwait(Priority.LOW, 1))
+    await wait_until(lambda: endless.calls)
     await nc.publish("llm.cancel.job-7")
     assert (await wait_until(lambda: stored(nc, "job-7"), timeout_s=5))["error"]["type"] == "cancelled"
 

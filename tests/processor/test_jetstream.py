@@ -27,7 +27,6 @@ from tests.wait import wait_until
 CALLS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "call": lambda nc: jetstream.call(nc, "INFO", timeout_s=0.3),
     "last message": lambda nc: jetstream.last_message(nc, "S", "s", timeout_s=0.3),
-    "last message before": lambda nc: jetstream.last_message_before(nc, "S", "s", 7),
     "batch": lambda nc: jetstream.batch(nc, "S", {"seq": 1, "batch": 1}, timeout_s=0.3),
 }
 
