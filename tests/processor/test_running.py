@@ -41,8 +41,8 @@ async def test_a_connection_that_is_lost_for_good_is_built_anew_and_sigterm_stil
     monkeypatch.setattr(running, "START_AGAIN_S", 0.05)
     monkeypatch.setattr(running, "configure_logging", lambda _: None)  # it would last longer than this test
     serving = asyncio.create_task(running.serve(_settings(nats_url), embedded=False))
-    await wait_until(lambda: lives == 1)
-    assert (await ask(nc, body()))["response"] == "Hello."
+    assert (await wait_until(lambda: _answered(nc)))["response"] == "Hello."
+    assert lives == 1
     lose.set()
     await wait_until(lambda: lives == 2)
     assert (await wait_until(lambda: _answered(nc)))["response"] == "Hello."
