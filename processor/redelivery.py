@@ -34,7 +34,7 @@ class Redelivery:
 
     async def on_asked(self, msg: Msg) -> None:
         """A replica asks on `llm.running.<id>`, naming itself, whether another one is at work on the request."""
-        asked_by_another = msg.reply and msg.data.decode(errors="replace") != self._replica
+        asked_by_another = subjects.is_inbox(msg.reply) and msg.data.decode(errors="replace") != self._replica
         if asked_by_another and msg.subject.rpartition(".")[2] in self._running:
             await self._bus.publish(msg.reply, self._replica.encode())
 

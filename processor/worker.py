@@ -206,6 +206,8 @@ class Worker:
         except RequestError as poison:
             job.streamed = asks_for_stream(delivery.body)
             await deadletters.bury(self._bus, delivery, poison)
+            if delivery.done:
+                return  # no reply subject can hold its id
             await self._end(job, outbox, poison, AuditEvent.DEAD)
             return
         outbox.stream = job.streamed and self._enable_streaming

@@ -198,3 +198,13 @@ async def test_an_error_after_the_death_of_a_worker_that_streamed_begins_anew(
     heard = Streamed([*first, *[await sub.next_msg(timeout=5) for _ in range(3)]])
     assert heard.events() == ["delta", "delta", "restarted", "error"]
     assert (heard.seqs(1), heard.seqs(2)) == ([0, 1], [0, 1])
+
+
+async def test_whether_a_request_runs_is_told_to_inboxes_alone(nc: Client, start: StartProcessor) -> None:
+    endless = slow(60)
+    await start({"anthropic": endless}, shutdown_grace=0)
+    await nc.jetstream().publish("llm.request.high.job-1", body())
+    await wait_until(lambda: endless.calls)
+    await nc.publish("llm.running.job-1", b"somebody", reply="llm.reply.job-1")
+    assert (await nc.request("llm.running.job-1", b"somebody", timeout=2)).data == b"test"
+    assert (await nc.jetstream().stream_info("LLM_REPLIES")).state.messages == 0
