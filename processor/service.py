@@ -153,6 +153,9 @@ class Processor:
             open_provider=self._open_provider,
             max_parked=settings.max_parked,
         )
+        replies, prefixes = Replies(bus), settings.reply_prefixes
+        self._backlog = Backlog(bus)
+        self._withdrawals = Withdrawals(bus, replies, self._probes, self._audit, replica=replica, prefixes=prefixes)
         self._worker = Worker(
             bus,
             self._lanes,
@@ -162,12 +165,10 @@ class Processor:
             self._audit,
             self._probes,
             replica=replica,
-            prefixes=settings.reply_prefixes,
+            on_ended=self._withdrawals.forget,
+            prefixes=prefixes,
             enable_streaming=settings.enable_streaming,
         )
-        replies, prefixes = Replies(bus), settings.reply_prefixes
-        self._backlog = Backlog(bus)
-        self._withdrawals = Withdrawals(bus, replies, self._probes, self._audit, replica=replica, prefixes=prefixes)
         self._ingress = Ingress(
             bus,
             replies,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from datetime import UTC, datetime
 from typing import Final
 
@@ -25,8 +24,10 @@ from processor.tasks import OwnedTasks
 
 GRACE_S: Final = 1.0
 """A worker that has the request is told too, and is faster."""
-MAX_WATCHED: Final = 10_000
-"""Requests looked at later; one more is answered when its turn comes."""
+MAX_DEADLINES: Final = 10_000
+"""Asks whose deadline is watched; one more is answered when its turn comes."""
+MAX_WATCHED: Final = MAX_DEADLINES + 1_000
+"""With those that are cancelled."""
 _EVENTS: Final = {ErrorType.CANCELLED: AuditEvent.CANCELLED, ErrorType.DEADLINE_EXCEEDED: AuditEvent.EXPIRED}
 
 log = structlog.get_logger(__name__)
@@ -52,8 +53,7 @@ class Withdrawals:
         self._replica = replica
         self._prefixes = prefixes
         self._sub: Subscription | None = None
-        self._due: dict[int, asyncio.TimerHandle] = {}
-        self._numbers = itertools.count()
+        self._due: dict[str, asyncio.TimerHandle] = {}
         self._ending = OwnedTasks()
 
     async def start(self) -> None:
@@ -72,23 +72,29 @@ class Withdrawals:
         await self._ending.cancel()
 
     async def _on_cancel(self, msg: Msg) -> None:
-        self._later(
-            msg.subject.rpartition(".")[2], GRACE_S, RequestError(ErrorType.CANCELLED, "cancelled by the client")
-        )
+        request_id = msg.subject.rpartition(".")[2]
+        self.forget(request_id)
+        self._later(request_id, GRACE_S, RequestError(ErrorType.CANCELLED, "cancelled by the client"))
 
     def at_deadline(self, request_id: str, left_s: float) -> None:
         """End the request if it is still queued when its deadline has passed."""
-        expired = RequestError(ErrorType.DEADLINE_EXCEEDED, "the deadline passed while it was queued")
-        self._later(request_id, left_s + GRACE_S, expired)
+        if len(self._due) < MAX_DEADLINES:
+            expired = RequestError(ErrorType.DEADLINE_EXCEEDED, "the deadline passed while it was queued")
+            self._later(request_id, left_s + GRACE_S, expired)
+
+    def forget(self, request_id: str) -> None:
+        """It has ended."""
+        if (timer := self._due.pop(request_id, None)) is not None:
+            timer.cancel()
 
     def _later(self, request_id: str, delay_s: float, why: RequestError) -> None:
-        if subjects.is_request_id(request_id) and len(self._due) + len(self._ending) < MAX_WATCHED:
-            number = next(self._numbers)
+        known = not subjects.is_request_id(request_id) or request_id in self._due
+        if not known and len(self._due) + len(self._ending) < MAX_WATCHED:
             loop = asyncio.get_running_loop()
-            self._due[number] = loop.call_later(delay_s, self._begin, number, request_id, why)
+            self._due[request_id] = loop.call_later(delay_s, self._begin, request_id, why)
 
-    def _begin(self, number: int, request_id: str, why: RequestError) -> None:
-        del self._due[number]
+    def _begin(self, request_id: str, why: RequestError) -> None:
+        del self._due[request_id]
         self._ending.start(self._withdraw(request_id, why))
 
     async def _withdraw(self, request_id: str, why: RequestError) -> None:

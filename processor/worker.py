@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,6 +67,7 @@ class Worker:
         probes: Probes,
         *,
         replica: str,
+        on_ended: Callable[[str], None],
         prefixes: tuple[str, ...] = (),
         enable_streaming: bool = True,
     ) -> None:
@@ -81,6 +83,7 @@ class Worker:
         self.redelivery = Redelivery(bus, self._replies, replica, self.running)
         self._slots = slots
         self._replica = replica
+        self._on_ended = on_ended
         self._prefixes = prefixes
         self._enable_streaming = enable_streaming
         self._leaving = False
@@ -307,6 +310,7 @@ class Worker:
 
     async def _close(self, job: Job, outbox: Outbox, ending: Ending, event: AuditEvent | None) -> None:
         """Tell the client, write the terminal event (with an id, so that only the first counts), acknowledge."""
+        self._on_ended(outbox.request_id)
         if outbox.reply_to is not None:
             await self._deliver(job, outbox, ending)
         await self._audit.write(self._ended(job, ending, event))

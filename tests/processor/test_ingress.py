@@ -176,6 +176,12 @@ async def test_an_ask_that_a_lane_holds_for_a_worker_is_told_when_its_deadline_p
     running.cancel()
 
 
+async def test_the_deadline_of_an_ask_that_has_ended_is_watched_no_more(nc: Client, start: StartProcessor) -> None:
+    processor = await start({"anthropic": slow(0.2)})
+    await asyncio.gather(*[ask(nc, body(deadline_ms=600_000)) for _ in range(5)])
+    await wait_until(lambda: not processor._withdrawals._due)
+
+
 async def test_who_has_joined_a_run_is_told_when_the_sidecar_stops(nc: Client, start: StartProcessor) -> None:
     endless = slow(60)
     one = await start({"anthropic": endless}, replica="one", shutdown_grace=0)
