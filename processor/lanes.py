@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import nats.errors
 import orjson
@@ -112,6 +113,7 @@ class Lane:
         self._inbox = ""
         self._sub: Subscription | None = None
         self._resting = False
+        self._wants_one = False
         self._handing_back = OwnedTasks()
 
     async def start(self) -> None:
@@ -133,12 +135,20 @@ class Lane:
         while self.buffer:
             self._handing_back.start(self.buffer.popleft().hand_back())
 
-    async def resume(self) -> None:
-        """A slot is there: pull again, and give the broker a moment to answer."""
-        self._resting = False
+    async def fetch(self) -> None:
+        """While it rests, ask for one request, for a slot that is there; maybe none is queued."""
+        self._pull += 1
+        self._credits = 1
+        self._wants_one = True
         self._arrived.clear()
-        await self.pull_anew()
+        await self._ask({"batch": 1, "no_wait": True})
         await happens(self._arrived, _ANSWERS_WITHIN_S)
+        self._wants_one = False
+
+    async def resume(self) -> None:
+        """Rest no more."""
+        self._resting = False
+        await self.pull_anew()
 
     async def ready(self) -> None:
         """Return when something is buffered."""
@@ -167,11 +177,15 @@ class Lane:
             return
         self._credits += want
         self._heard = asyncio.get_running_loop().time()
-        request = {
-            "batch": want,
-            "expires": _PULL_EXPIRES_S * 1_000_000_000,
-            "idle_heartbeat": _PULL_HEARTBEAT_S * 1_000_000_000,
-        }
+        await self._ask(
+            {
+                "batch": want,
+                "expires": _PULL_EXPIRES_S * 1_000_000_000,
+                "idle_heartbeat": _PULL_HEARTBEAT_S * 1_000_000_000,
+            }
+        )
+
+    async def _ask(self, request: dict[str, Any]) -> None:
         try:
             await self._bus.publish(
                 f"$JS.API.CONSUMER.MSG.NEXT.{subjects.REQUESTS}.{self.priority}",
@@ -180,7 +194,7 @@ class Lane:
             )
         except nats.errors.Error as error:
             # The connection is gone and its buffer full: the reconnection, or the next check, pulls anew.
-            self._credits -= want
+            self._credits -= request["batch"]
             log.warning("pull failed", lane=self.priority, error=repr(error))
 
     async def check(self, now: float) -> None:
@@ -197,9 +211,10 @@ class Lane:
             return
         self._credits = max(0, self._credits - 1)
         delivery = self._delivery(msg)
-        if self._sub is None or self._resting:
+        if self._sub is None or (self._resting and not self._wants_one):
             await delivery.hand_back()
             return
+        self._wants_one = False
         self.buffer.append(delivery)
         self._arrived.set()
 
@@ -208,7 +223,9 @@ class Lane:
         headers = msg.headers or {}
         given_back = int(headers.get("Nats-Pending-Messages", self._credits))
         self._credits = max(0, self._credits - given_back)
-        if status in {"408", "404"}:
+        if self._wants_one:
+            self._arrived.set()  # nothing is queued
+        elif status in {"408", "404"}:
             await self.refill()
         elif not (status == "409" and "Batch Completed" in headers.get("Description", "")):
             log.warning("pull ended", lane=self.priority, status=status, why=headers.get("Description"))

@@ -114,28 +114,38 @@ class Worker:
             job.joined = True
 
     async def pull(self, priority: Priority) -> None:
-        """Take a lane's deliveries, for ever; cancel this task first to stop."""
+        """Take a lane's deliveries, for ever; cancel this task first to stop.
+
+        Where a slot is long in coming, a replica that has one may take what waits here: the lane rests, and asks for
+        each request only when there is a slot for it.
+        """
         lane = self._lanes[priority]
         while True:
             await self._admission.parked.room(priority)
-            await lane.ready()
+            if not lane.is_resting:
+                await lane.ready()
             slot = Slot(self._slots, priority)
-            await self._acquire(slot, lane)
-            if (delivery := lane.take()) is None:
+            was_near = await self._acquire(slot, lane)
+            if lane.is_resting:
+                await lane.fetch()
+            if (delivery := lane.take()) is not None:
+                self._jobs.start(self._hold(delivery, slot))
+            else:
                 slot.release()
-                continue
-            self._jobs.start(self._hold(delivery, slot))
-            await lane.refill()
+            if lane.is_resting and (was_near or delivery is None):
+                await lane.resume()
+            else:
+                await lane.refill()
 
-    async def _acquire(self, slot: Slot, lane: Lane) -> None:
-        """A slot for the lane's next delivery. While none is near, a replica that has one may take what waits here."""
+    async def _acquire(self, slot: Slot, lane: Lane) -> bool:
+        """Whether the slot came within `SOON_S`."""
         rest = asyncio.get_running_loop().call_later(SOON_S, lane.rest)
+        began = time.monotonic()
         try:
             await slot.acquire()
         finally:
             rest.cancel()
-        if lane.is_resting:
-            await lane.resume()
+        return time.monotonic() - began < SOON_S
 
     async def drain(self, grace_s: float) -> None:
         """Let running requests end within `grace_s` seconds; hand the parked ones back at once, then the rest."""

@@ -164,6 +164,11 @@ async def test_a_lane_that_gave_back_what_it_held_has_its_turn_when_a_slot_is_fr
     await wait_until(lambda: none_queued(nc), timeout_s=10)
     assert vendor.calls == 6
     assert not processor._lanes.held
+    seen = (await nc.jetstream().consumer_info("LLM_REQUESTS", "low")).delivered
+    assert seen is not None
+    assert seen.consumer_seq <= 6 + 2  # what was first buffered is all that was delivered twice
+    await nc.jetstream().publish("llm.request.low.later", body())
+    assert (await wait_until(lambda: stored(nc, "later")))["response"] == "Hello."
 
 
 async def test_nobody_is_asked_about_a_request_that_was_only_buffered_elsewhere(
