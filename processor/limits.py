@@ -367,13 +367,17 @@ class Limits:
 
     async def _writes(self, index: int) -> bool:
         """Whether a store does more than answer: a Redis that is full refuses changes only."""
-        try:
-            await self._stores[index].run(_NOBODY, [Record(())])
-        except Contended:
+        for _ in range(2):  # one that came back empty says so first
+            try:
+                await self._stores[index].run(_NOBODY, [Record(())])
+            except StateLost:
+                continue
+            except StoreUnavailable:
+                return False
+            except Contended:
+                return True
             return True
-        except (StoreUnavailable, StateLost):  # what was lost once is not looked for the next time
-            return False
-        return True
+        return False
 
 
 def _limits(table: LimitsTable) -> Mapping[Metric, int]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import nats
 import nats.errors
@@ -97,7 +98,15 @@ async def test_a_processor_outlives_an_outage_with_more_unsent_than_nats_py_keep
             await looked
         await server.start()
         await wait_until(lambda: nc.is_connected and client.is_connected)
-        assert (await ask(client, body()))["response"] == "Hello."
+        assert (await wait_until(lambda: answered(client), timeout_s=10))["response"] == "Hello."
+
+
+async def answered(client: Client) -> dict[str, Any] | None:
+    """The answer, once the processor has subscribed again."""
+    try:
+        return await ask(client, body(), timeout=5)
+    except nats.errors.NoRespondersError:
+        return None
 
 
 async def ignore(_: Exception) -> None:

@@ -56,11 +56,13 @@ class Store:
         self.has_forgotten = False
         self.is_contended = False
         self.is_full = False
+        self.probes = 0
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def run(self, provider: str, ops: Sequence[Op]) -> list[Result]:
         is_probe = provider == "_"
+        self.probes += is_probe
         if ops and not is_probe:
             self.batches.append(list(ops))
         await self.gate.wait()
@@ -675,3 +677,14 @@ async def test_replicas_over_nats_admit_together_what_the_vendor_allows(tmp_path
         admitted = await asyncio.gather(*(use(limits) for limits in replicas for _ in range(30)))
         assert sum(admitted) == 50
         assert sum(limits.outstanding for limits in replicas) == 0
+
+
+async def test_a_store_that_comes_back_empty_is_used_at_the_first_look(desk: Open) -> None:
+    d = desk(retry_s=0.3, anthropic=LimitsTable(rpm=5))
+    await granted(d.limits)
+    d.first.is_down = True
+    await granted(d.limits)
+    d.first.is_down, d.first.has_forgotten = False, True
+    looked = d.first.probes
+    await wait_until(lambda: d.recovered)
+    assert d.first.probes == looked + 2
