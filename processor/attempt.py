@@ -153,16 +153,16 @@ class Attempts:
         await outbox.begin(run.number)
 
     def _settle(self, run: Run, *, streamed: bool) -> None:
-        """A complete answer: its usage in place of the estimate, and what the vendor told."""
-        model, usage = run.candidate.model, run.transcript.usage
-        self._limits.settle(run.reservation, _counted(usage))
+        """A complete answer: its usage in place of the estimate, and what is learned from it."""
+        usage, counted = run.transcript.usage, _counted(run.transcript.usage)
+        self._limits.settle(run.reservation, counted)
         self._learned.observe(
-            model.alias,
+            run.candidate.model.alias,
             run.base_tokens,
             usage.input_tokens,
             usage.output_tokens,
             run.first_token_s,
-            _counted(usage).input_tokens,
+            counted.input_tokens,
             streamed=streamed,
         )
 

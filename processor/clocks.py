@@ -55,11 +55,12 @@ class Drip:
             self._seen.append((now, chars))
         while self._seen[0][0] <= now - FLOOR_WINDOW_S:
             self._chars -= self._seen.popleft()[1]
-        if now - self._begun < FLOOR_WINDOW_S:
-            return False
+        tokens = self._chars / CHARS_PER_TOKEN
+        if now - self._begun < FLOOR_WINDOW_S or tokens >= self.floor * FLOOR_WINDOW_S:
+            return False  # as nearly always: no pause has to be looked for
         times = (now - FLOOR_WINDOW_S, *(at for at, _ in self._seen))
         flow_s = FLOOR_WINDOW_S - max(after - before for before, after in pairwise(times))
-        return flow_s > FLOOR_WINDOW_S / 2 and self._chars / CHARS_PER_TOKEN < self.floor * flow_s
+        return flow_s > FLOOR_WINDOW_S / 2 and tokens < self.floor * flow_s
 
 
 async def timed(events: AsyncGenerator[Event], clocks: Clocks) -> AsyncGenerator[Event]:

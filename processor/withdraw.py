@@ -88,8 +88,9 @@ class Withdrawals:
             timer.cancel()
 
     def _later(self, request_id: str, delay_s: float, why: RequestError) -> None:
-        known = not subjects.is_request_id(request_id) or request_id in self._due
-        if not known and len(self._due) + len(self._ending) < MAX_WATCHED:
+        if request_id in self._due or not subjects.is_request_id(request_id):
+            return
+        if len(self._due) + len(self._ending) < MAX_WATCHED:
             loop = asyncio.get_running_loop()
             self._due[request_id] = loop.call_later(delay_s, self._begin, request_id, why)
 

@@ -322,14 +322,16 @@ class Worker:
         """Tell the client, write the terminal event (with an id, so that only the first counts), acknowledge."""
         self._on_ended(outbox.request_id)
         if outbox.reply_to is not None:
-            await self._deliver(job, outbox, ending)
+            await self._deliver(job, outbox, ending, just_stored=event is not None)
         await self._audit.write(self._ended(job, ending, event))
         await job.delivery.ack()
 
-    async def _deliver(self, job: Job, outbox: Outbox, ending: Ending) -> None:
+    async def _deliver(self, job: Job, outbox: Outbox, ending: Ending, *, just_stored: bool) -> None:
         assert outbox.reply_to is not None
         if outbox.reply_to == reply(outbox.request_id):
-            if job.streamed:
+            if job.streamed and just_stored:
+                await self._bus.publish(outbox.reply_to, b"")
+            elif job.streamed:
                 await self._replies.end_stream(outbox.request_id)
             return
         delivery = self._probes.deliver(outbox.reply_to, ending, sentinel=job.streamed)
