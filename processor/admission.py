@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiolimiter import AsyncLimiter
 
+from processor.bookkeeper import BookUnavailable
 from processor.bucket import Denied, Need
+from processor.budgets import FREE, Exceeded, HeldUp, Price
 from processor.catalog import Catalog, CatalogModel
 from processor.errors import RequestError
 from processor.health import Health, Place, Ticket, places
@@ -17,6 +20,7 @@ from processor.limits import Limits, Reservation
 from processor.outcome import LONGEST_PARK_S, HandBack, Option, Wait, standstill
 from processor.schedule import Schedule
 from processor.slots import Dismissed, Slot
+from processor.spending import Spending
 from processor.subjects import Priority
 from processor.tasks import happens
 from processor.waiting import Line, Waiter
@@ -25,6 +29,8 @@ FRESH_S = 0.5
 """How old a reservation should be at most when its call begins …"""
 STALE_S = 1.0
 """… and may be where the limits answer slowly: the bucket's guard allows for half as much again."""
+HELD_UP_S = 0.25
+"""How often a request looks again that waits for what calls under way hold of a budget."""
 LOOK_AGAIN_S = 1.0
 """How often the first in line asks again: requests that end early, here or on another replica, give room back."""
 
@@ -35,6 +41,7 @@ class Candidature:
 
     model: CatalogModel
     need: Need
+    price: Price = FREE
 
 
 @dataclass(slots=True)
@@ -42,6 +49,7 @@ class Entrant:
     """A request that wants to call a vendor: its slot, its deadline, and what was said to it so far."""
 
     slot: Slot
+    tenant: str
     deadline: float | None
     """In seconds of the monotonic clock."""
     candidates: Sequence[Candidature]
@@ -51,11 +59,12 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Candidate `index` may be called, now, under this reservation and this word to the breakers."""
+    """Candidate `index` may be called, now: what it holds of limits, breakers and (None: of none) of hard budgets."""
 
     index: int
     reservation: Reservation
     ticket: Ticket
+    hold: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,7 @@ class _Blocked:
     until: float
     why: str
     limited: bool = True
+    exceeded: Exceeded | None = None
 
 
 class HandedBack(Exception):
@@ -114,6 +124,7 @@ class Admission:
         catalog: Catalog,
         limits: Limits,
         health: Health,
+        spending: Spending,
         schedule: Schedule,
         *,
         open_provider: Callable[[str], Awaitable[None]],
@@ -123,6 +134,7 @@ class Admission:
         self.parked = Parked(max_parked)
         self._limits = limits
         self._health = health
+        self._spending = spending
         self._schedule = schedule
         self._lines: dict[Place, Line] = {}
         self._pacers = _pacers(catalog)
@@ -148,7 +160,7 @@ class Admission:
 
         Raises:
             RequestError: `rate_limited` or `unavailable` where none is free before the deadline, `too_large` where the
-                request is larger than every limit.
+                request is larger than every limit, `budget_exceeded` where there is no money for any.
             HandedBack: none is free soon, and there is no deadline.
         """
         woken = asyncio.Event()
@@ -179,6 +191,12 @@ class Admission:
                 return tried
         return None
 
+    def drop(self, model: CatalogModel, admitted: Admitted) -> None:
+        """Give back what a call holds that is not made."""
+        self._limits.settle(admitted.reservation, None)
+        self._health.abandoned(model, admitted.ticket)
+        self._spending.settle(admitted.hold, None)
+
     async def _try(self, entrant: Entrant, option: Option, waiter: Waiter) -> Admitted | _Blocked:
         now = time.monotonic()
         model, need = entrant.candidates[option.index].model, entrant.candidates[option.index].need
@@ -202,11 +220,38 @@ class Admission:
         if isinstance(reserved, Denied):
             return _Blocked((model.provider, reserved.scope), now + reserved.wait_s, reserved.why)
         reservation, ticket = reserved
+        hold = await self._hold(entrant, option, reservation, ticket)
+        if isinstance(hold, _Blocked):
+            return hold
         entrant.passed_over.pop(option.index, None)
         for place in places(model):
             if (line := self._lines.get(place)) is not None:
                 line.passed(waiter.priority)
-        return Admitted(option.index, reservation, ticket)
+        return Admitted(option.index, reservation, ticket, hold)
+
+    async def _hold(
+        self, entrant: Entrant, option: Option, reservation: Reservation, ticket: Ticket
+    ) -> str | _Blocked | None:
+        """What hard budgets hold for the call; where they do not allow it, the rest of what it holds is given back."""
+        model, price = entrant.candidates[option.index].model, entrant.candidates[option.index].price
+        try:
+            held = await self._spending.reserve(entrant.tenant, price)
+        except BookUnavailable:
+            blocked = _Blocked(None, time.monotonic() + LOOK_AGAIN_S, "what its budget has left cannot be read")
+        except BaseException:
+            self.drop(model, Admitted(option.index, reservation, ticket, None))
+            raise
+        else:
+            match held:
+                case Exceeded():
+                    blocked = _Blocked(None, math.inf, held.why, exceeded=held)
+                case HeldUp(budget):
+                    until = time.monotonic() + HELD_UP_S
+                    blocked = _Blocked(None, until, f"calls under way may use up {budget.label}")
+                case _:
+                    return held
+        self.drop(model, Admitted(option.index, reservation, ticket, None))
+        return blocked
 
     async def _reserve(self, model: CatalogModel, need: Need, *, critical: bool) -> tuple[Reservation, Ticket] | Denied:
         """A reservation of this moment: one that was long in coming is given back, for its window began long ago."""
@@ -251,10 +296,17 @@ class Admission:
             raise HandedBack(0)
         now = time.monotonic()
         waits = [
-            Wait(option.index, b.until - now, f"{entrant.candidates[option.index].model.alias}: {b.why}", b.limited)
+            Wait(
+                option.index,
+                b.until - now,
+                f"{entrant.candidates[option.index].model.alias}: {b.why}",
+                b.limited,
+                b.exceeded,
+            )
             for option, b in blocked.items()
         ]
-        decision = standstill(waits, None if entrant.deadline is None else entrant.deadline - now)
+        left_s = None if entrant.deadline is None else entrant.deadline - now
+        decision = standstill(waits, left_s)
         match decision:
             case RequestError():
                 raise decision

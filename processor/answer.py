@@ -12,8 +12,9 @@ from typing import Any
 
 from processor.admission import Admission, Admitted, Candidature, Entrant
 from processor.attempt import Attempts, Outrun, Run, Tally, milliseconds
-from processor.audit import Attempt
+from processor.audit_events import Attempt
 from processor.bucket import Need
+from processor.budgets import FREE, forecast
 from processor.catalog import Catalog
 from processor.errors import ErrorType, RequestError
 from processor.estimate import Learned, base_tokens
@@ -24,6 +25,7 @@ from processor.replies import Ending, Outbox, Replies
 from processor.reply_bodies import Considered, FinalReply, ReplyRoute, ReplyUsage, Timing
 from processor.router import Candidate, Route, route
 from processor.slots import Slot
+from processor.spending import Spending
 from processor.subjects import Priority
 from providers.errors import ProviderError, RateLimited
 
@@ -83,6 +85,7 @@ class _Work:
             self.chosen.candidates[admitted.index],
             admitted.reservation,
             admitted.ticket,
+            admitted.hold,
             self.base_tokens,
         )
         tally.attempts += 1
@@ -112,6 +115,7 @@ class Answerer:
         admission: Admission,
         catalog: Catalog,
         learned: Learned,
+        spending: Spending,
         *,
         available: Collection[str],
         default_model: str,
@@ -123,6 +127,7 @@ class Answerer:
         self._admission = admission
         self._catalog = catalog
         self._learned = learned
+        self._spending = spending
         self._available = available
         self._default_model = default_model
         self._max_retries = max_retries
@@ -166,16 +171,22 @@ class Answerer:
         left_s = None if context.deadline is None else (context.deadline - now).total_seconds()
         entrant = Entrant(
             context.slot,
+            request.tenant,
             None if left_s is None else time.monotonic() + left_s,
-            [Candidature(c.model, self._need(c, request, base)) for c in chosen.candidates],
+            [self._candidature(c, request, base, now) for c in chosen.candidates],
         )
         contenders = [Contender(c.model.provider, c.model.context) for c in chosen.candidates]
         plan = Plan(contenders, self._max_retries, self._jitter)
         return _Work(request, context, chosen, base, entrant, plan)
 
-    def _need(self, candidate: Candidate, request: Request, base: int) -> Need:
+    def _candidature(self, candidate: Candidate, request: Request, base: int, now: datetime) -> Candidature:
         model = candidate.model
-        return Need(1, *self._learned.need(model.alias, base, answer_limit(request, model.max_output)))
+        most = answer_limit(request, model.max_output)
+        need = Need(1, *self._learned.need(model.alias, base, most))
+        if not self._spending.is_limited(request.tenant):
+            return Candidature(model, need, FREE)
+        tokens, prices = self._learned.input_tokens(model.alias, base), self._catalog.price_lists[model.alias]
+        return Candidature(model, need, forecast(prices, tokens, need.output_tokens, most, now.date()))
 
     async def _call(
         self, work: _Work, admitted: Admitted, options: Sequence[Option]
@@ -220,7 +231,7 @@ class Answerer:
                 second = await self._admission.try_now(work.entrant, others)
                 if second is not None and (winner or any(task.done() for task in calls)):
                     model = work.chosen.candidates[second.index].model
-                    self._attempts.drop(model, second.reservation, second.ticket)
+                    self._admission.drop(model, second)
                 elif second is not None:
                     start(work.run(second), second.index)
             await asyncio.wait(calls)
@@ -228,9 +239,10 @@ class Answerer:
             for task in calls:
                 task.cancel()
             await asyncio.wait(calls)
-            for called, _ in calls.values():
+            for called, index in calls.values():
                 if not called.begun:
-                    self._attempts.drop(called.candidate.model, called.reservation, called.ticket)
+                    never_made = Admitted(index, called.reservation, called.ticket, called.hold)
+                    self._admission.drop(called.candidate.model, never_made)
         return _outcome(work, calls)
 
     async def _make(self, work: _Work, run: Run) -> Attempt:

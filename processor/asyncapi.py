@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from processor.alerts import Alert
-from processor.audit import Attempt, Ended, Received
+from processor.audit_events import Attempt, Ended, Received
 from processor.errors import ErrorType
 from processor.hints import BreakerStatus
 from processor.messages import Request

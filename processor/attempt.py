@@ -13,9 +13,10 @@ from typing import Any
 
 import structlog
 
-from processor.audit import Attempt, AuditError, AuditLog, AuditUsage
+from processor.audit import AuditLog
+from processor.audit_events import Attempt, AuditError, AuditUsage
 from processor.bucket import Need
-from processor.catalog import Catalog, CatalogModel
+from processor.catalog import Catalog
 from processor.clocks import Clocks, timed
 from processor.estimate import Learned
 from processor.health import Health, Ticket
@@ -24,6 +25,7 @@ from processor.messages import Request
 from processor.prompts import build_prompt
 from processor.replies import Outbox
 from processor.router import Candidate
+from processor.spending import Spending
 from processor.transcript import Transcript
 from providers.base import Event, Finished, Opened, Prompt, Provider, TextDelta, ThinkingDelta, ToolCallDelta, Usage
 from providers.errors import BadResponse, ProviderError, StreamCut, Throttled, VendorFault
@@ -55,6 +57,8 @@ class Run:
     candidate: Candidate
     reservation: Reservation
     ticket: Ticket
+    hold: str | None
+    """What hard budgets hold for it."""
     base_tokens: int
     """The prompt's size before what is learned of the model."""
     claim: Callable[[], bool] | None = None
@@ -77,7 +81,7 @@ class Outrun(ProviderError):
 
 
 class Attempts:
-    """Makes calls, and leaves each one settled: with the limits, the breakers, the estimates and the audit log."""
+    """Makes calls, and leaves each one settled: with limits, breakers, estimates, budgets and the audit log."""
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class Attempts:
         limits: Limits,
         health: Health,
         learned: Learned,
+        spending: Spending,
         clocks: Clocks,
         whole_answer_s: float,
     ) -> None:
@@ -96,6 +101,7 @@ class Attempts:
         self._limits = limits
         self._health = health
         self._learned = learned
+        self._spending = spending
         self._clocks = clocks
         self._whole_clocks = replace(clocks, first_token_s=whole_answer_s)
 
@@ -119,11 +125,6 @@ class Attempts:
         self._settle(run, streamed=outbox.stream)
         self._health.succeeded(model, run.ticket)
         return self._record(run, request, tally, common, (seen.usage, False), None)
-
-    def drop(self, model: CatalogModel, reservation: Reservation, ticket: Ticket) -> None:
-        """Give back what a call holds that is not made."""
-        self._limits.settle(reservation, None)
-        self._health.abandoned(model, ticket)
 
     async def _drive(self, run: Run, prompt: Prompt, outbox: Outbox) -> None:
         seen = run.transcript
@@ -190,7 +191,7 @@ class Attempts:
         settled: tuple[Usage, bool],
         error: AuditError | None,
     ) -> Attempt:
-        """The attempt's audit event; its cost is added to the request's tally."""
+        """The attempt's audit event; its cost is added to the request's tally, and settled with budgets."""
         ended, seen, model = time.monotonic(), run.transcript, run.candidate.model
         usage, estimated = settled
         served_by = seen.finished.model if seen.finished else None
@@ -198,12 +199,15 @@ class Attempts:
         run.cost_usd, run.estimated = price.usd, estimated or price.estimated
         tally.cost_usd += run.cost_usd
         tally.estimated |= run.estimated
+        self._spending.settle(run.hold, run.cost_usd)
         return Attempt(
             **common,
             attempt=run.number,
             model=run.candidate.name,
+            alias=model.alias,
             provider=model.provider,
             served_by=served_by,
+            task_type=request.task_type,
             vendor_request_id=seen.opened.vendor_request_id if seen.opened else None,
             started=run.started_at,
             duration_ms=round((ended - run.started) * 1000, 3),
@@ -212,6 +216,7 @@ class Attempts:
             usage=_audit_usage(usage),
             cost_usd=run.cost_usd,
             cost_estimated=run.estimated,
+            hold=run.hold,
             error=error,
         )
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from datetime import datetime
-from typing import Annotated, Any, Literal
 
 import nats.errors
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
 
 from processor import jetstream, subjects
+from processor.audit_events import Attempt, AuditEntry, message_id
 from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable
-from processor.messages import Request
-from processor.reply_bodies import Usd
-from processor.subjects import AuditEvent, Priority
+from processor.subjects import AuditEvent
 from processor.tasks import OwnedTasks
 
 WRITE_TIMEOUT_S = 20.0
@@ -28,115 +23,6 @@ MAX_UNWRITTEN = 1_000
 log = structlog.get_logger(__name__)
 
 
-class AuditRecord(BaseModel):
-    """What all events have. `at` is UTC; `delivery` counts the server's deliveries of the request."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    v: Literal[1] = 1
-    id: str
-    at: datetime
-    replica: str
-    priority: Priority
-    tenant: str
-    delivery: int
-
-
-class Received(AuditRecord):
-    """A worker took the request up. The text itself is not kept, only its size and fingerprint."""
-
-    event: Literal[AuditEvent.RECEIVED] = AuditEvent.RECEIVED
-    model: str | None = None
-    task_type: str | None = None
-    stream: bool
-    messages: int
-    body_bytes: int
-    body_sha256: str
-    metadata: dict[str, str]
-
-    @classmethod
-    def of(cls, request: Request, body: bytes, **common: Any) -> Received:
-        return cls(
-            model=request.model,
-            task_type=request.task_type,
-            stream=request.stream,
-            messages=len(request.messages),
-            body_bytes=len(body),
-            body_sha256=hashlib.sha256(body).hexdigest(),
-            metadata=request.metadata,
-            **common,
-        )
-
-
-class AuditUsage(BaseModel):
-    """Tokens in disjoint parts, and the vendor's own figures."""
-
-    model_config = ConfigDict(frozen=True)
-
-    input_fresh: int
-    cache_read: int
-    cache_write_5m: int
-    cache_write_1h: int
-    tool_input: int
-    output_visible: int
-    output_thinking: int
-    raw: dict[str, Any]
-
-
-class AuditError(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    kind: str
-    message: str
-    status: int | None = None
-    retry_after_s: float | None = None
-
-
-class Attempt(AuditRecord):
-    """One call to a vendor, complete or not: what it used and what it cost."""
-
-    event: Literal[AuditEvent.ATTEMPT] = AuditEvent.ATTEMPT
-    attempt: int
-    model: str
-    provider: str
-    served_by: str | None = None
-    vendor_request_id: str | None = None
-    started: datetime
-    duration_ms: float
-    first_token_ms: float | None = None
-    finish_reason: str | None = None
-    usage: AuditUsage
-    cost_usd: Usd
-    cost_estimated: bool
-    error: AuditError | None = None
-
-
-class Ended(AuditRecord):
-    """The one terminal event: completed, failed, cancelled, expired or dead."""
-
-    event: Literal[AuditEvent.COMPLETED, AuditEvent.FAILED, AuditEvent.CANCELLED, AuditEvent.EXPIRED, AuditEvent.DEAD]
-    attempts: int
-    model: str | None = None
-    provider: str | None = None
-    finish_reason: str | None = None
-    cost_usd: Usd | None = None
-    error: AuditError | None = None
-
-
-AuditEntry = Annotated[Received | Attempt | Ended, Field(discriminator="event")]
-
-
-def message_id(entry: Received | Attempt | Ended) -> str:
-    """One per request and step: a redelivery writes nothing twice, and a request has one terminal event."""
-    match entry:
-        case Received():
-            return f"{entry.id}:received"
-        case Attempt():
-            return f"{entry.id}:attempt:{entry.attempt}"
-        case Ended():
-            return f"{entry.id}:ended"
-
-
 class AuditLog:
     """Writes events, sent in the order they were told. `write` waits for the PubAck, `write_soon` does not."""
 
@@ -145,7 +31,7 @@ class AuditLog:
         self._writing = OwnedTasks()
         self.lost = 0
 
-    async def write(self, entry: Received | Attempt | Ended) -> None:
+    async def write(self, entry: AuditEntry) -> None:
         """Keep `entry`. A failure is counted and logged, and does not fail the request."""
         body = entry.model_dump_json(exclude_none=True).encode()
         subject = subjects.audit(entry.event, entry.id)
@@ -155,11 +41,11 @@ class AuditLog:
         except (JetStreamUnavailable, JetStreamError, MessageTooLarge, nats.errors.Error) as error:
             self._lose(entry, str(error))
 
-    async def write_within(self, entry: Received | Attempt | Ended, wait_s: float) -> None:
+    async def write_within(self, entry: AuditEntry, wait_s: float) -> None:
         """Keep `entry`, waiting at most `wait_s` for that; the writing goes on."""
         await asyncio.wait({self._writing.start(self.write(entry))}, timeout=wait_s)
 
-    def write_soon(self, entry: Received | Attempt | Ended) -> None:
+    def write_soon(self, entry: AuditEntry) -> None:
         if len(self._writing) < MAX_UNWRITTEN:
             self._writing.start(self.write(entry))
         else:
@@ -173,7 +59,7 @@ class AuditLog:
         """End what still runs, at once."""
         await self._writing.cancel()
 
-    def _lose(self, entry: Received | Attempt | Ended, why: str) -> None:
+    def _lose(self, entry: AuditEntry, why: str) -> None:
         self.lost += 1
         log.error("audit event lost", id=entry.id, audit_event=str(entry.event), why=why, lost=self.lost)
 

@@ -121,7 +121,7 @@ def _binary() -> Finding:
 
 
 async def _broker(nc: Client, *, serving: bool) -> AsyncIterator[Finding]:
-    for stream in (subjects.REQUESTS, subjects.REPLIES, subjects.AUDIT, subjects.DEAD, subjects.STATE):
+    for stream in subjects.STREAMS:
         try:
             state = (await jetstream.call(nc, f"STREAM.INFO.{stream}"))["state"]
             yield Finding(stream, "ok", f"{state['messages']} messages, {state['bytes'] / 1e6:.1f} MB")

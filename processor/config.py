@@ -86,12 +86,19 @@ class Settings(BaseSettings):
     enable_cache: bool = Field(True, description="Answer repeated requests from the cache.")
     cache_ttl: int = Field(3600, ge=1, description="How long an answer stays in the cache.")
     cache_max_size: int = Field(1000, ge=0, description="Answers in the in-memory cache.")
-    cost_optimization: bool = Field(True, description="Let `auto` weigh the price.")
+    cache_sampled: bool = Field(False, description="Also where a request asks for a temperature above 0.")
+    cost_optimization: bool = Field(True, description="false: `auto` chooses by quality alone.")
     enable_streaming: bool = Field(True, description="false: `stream` requests get one whole answer.")
     enable_metrics: bool = Field(True, description="Count for Prometheus.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of the log on stderr.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
-    monthly_budget_alert: float | None = Field(None, gt=0, description="Alert at 80 % and 100 % of it.")
+    monthly_budget_alert: float | None = Field(
+        None, gt=0, description="Dollars a month, of all tenants: an alert at 80 % and at 100 % of it."
+    )
+    budget_saving_from: float = Field(
+        0.9, ge=0, le=1, description="From this share of a budget on, `auto` prefers cheaper models; 0: never."
+    )
+    alert_webhook: SecretStr | None = Field(None, description="A URL that gets every alert as a JSON POST.")
 
     @property
     def calls_at_once(self) -> int:
@@ -128,6 +135,16 @@ class Settings(BaseSettings):
     def _address(cls, value: str | None) -> str | None:
         if value is not None:
             HttpUrl(value)  # raises with the reason; the text stays as the user wrote it
+        return value
+
+    @field_validator("alert_webhook")
+    @classmethod
+    def _web_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                HttpUrl(value.get_secret_value())
+            except ValueError:  # its message would hold the address, and with it its token
+                raise ValueError("an address that starts with https:// or http://") from None
         return value
 
     @field_validator("redis_url")

@@ -99,6 +99,11 @@ class Learned:
         tokens = math.ceil(base * model.ratio * model.counted_share - 1e-9)
         return tokens, max_tokens if usual is None else min(max_tokens, math.ceil(usual))
 
+    def input_tokens(self, alias: str, base: int) -> int:
+        """All input tokens to expect of a prompt of `base` tokens, cached or not."""
+        model = self._models.get(alias)
+        return base if model is None else math.ceil(base * model.ratio - 1e-9)
+
     def observe(
         self,
         alias: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from processor.bus import Bus, MessageTooLarge
 STREAM_LIMIT_REACHED = 10077
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
+NO_MESSAGE_FOUND = 10037
 _TOO_LARGE = {10054, 10097}
 """The message for the stream's max_msg_size, its headers for 64 KiB."""
 _NOT_SENDABLE = (nats.errors.BadSubjectError, nats.errors.BadHeaderError, nats.errors.MaxPayloadError)
@@ -155,6 +157,32 @@ async def last_message(nc: Client, stream: str, subject: str, *, timeout_s: floa
     """
     with _unavailable(f"{stream} does not answer"):
         return _stored(await nc.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=timeout_s))
+
+
+async def leaders_message(
+    nc: Client, stream: str, query: Mapping[str, Any], *, timeout_s: float = 2.0
+) -> StoredMessage | None:
+    """One message as the stream's leader has it, where a direct get's copy may lag behind; or None.
+
+    Raises:
+        JetStreamError: the server refused the query.
+        JetStreamUnavailable: no answer.
+    """
+    try:
+        found = (await call(nc, f"STREAM.MSG.GET.{stream}", query, timeout_s=timeout_s))["message"]
+    except JetStreamError as error:
+        if error.err_code == NO_MESSAGE_FOUND:
+            return None
+        raise
+    headers = parse_headers(base64.b64decode(found.get("hdrs", "")))
+    body = base64.b64decode(found.get("data", ""))
+    return StoredMessage(found["subject"], found["seq"], parse_time(found["time"]), headers, body)
+
+
+def parse_headers(raw: bytes) -> dict[str, str]:
+    """NATS headers, as the API gives them: a version line, then one header a line."""
+    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
 
 
 async def batch(

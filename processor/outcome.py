@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from processor.budgets import Exceeded
 from processor.errors import ErrorType, RequestError
 from providers.errors import (
     BadCredentials,
@@ -111,6 +112,8 @@ class Wait:
     why: str
     limited: bool = True
     """It waits for a limit, its own pace or the vendor's Retry-After; otherwise for a vendor that failed."""
+    exceeded: Exceeded | None = None
+    """The budget that does not allow it, with no end to wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,9 @@ def standstill(waits: Sequence[Wait], left_s: float | None) -> Park | HandBack |
     shortest = min(w.wait_s for w in waits)
     said = "; ".join(dict.fromkeys(w.why for w in waits))[:1000]
     if math.isinf(shortest):
+        if spent := [w.exceeded for w in waits if w.exceeded is not None]:
+            first = min(spent, key=lambda exceeded: exceeded.wait_s)
+            return RequestError(ErrorType.BUDGET_EXCEEDED, first.why, retry_after_s=math.ceil(first.wait_s))
         return RequestError(ErrorType.TOO_LARGE, said)
     if left_s is None or shortest < left_s:
         return HandBack(min(shortest, HAND_BACK_S))

@@ -70,6 +70,10 @@ class FinalReply(Reply):
     cost_usd: Usd
     cost_estimated: bool = False
     cached: bool = False
+    coalesced: bool = False
+    """An identical request that was under way has answered this one too."""
+    saved_usd: Usd = Decimal(0)
+    """What the answer cost the request that was answered by a call, where this one needed none."""
     attempts: int
     route: ReplyRoute
     timing: Timing

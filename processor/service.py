@@ -21,7 +21,9 @@ from processor.answer import Answerer
 from processor.attempt import Attempts
 from processor.audit import AuditLog
 from processor.backlog import Backlog
+from processor.bookkeeper import Bookkeeper
 from processor.broker import contract_dir
+from processor.budgets import configured as configured_budgets
 from processor.bus import Bus
 from processor.catalog import Catalog, load_catalog
 from processor.clocks import Clocks
@@ -32,12 +34,14 @@ from processor.health import Health
 from processor.hints import Hints
 from processor.ingress import Ingress
 from processor.lanes import Lanes
+from processor.ledger import Ledger
 from processor.limit_stores import LimitStore, NatsStore, RedisStore, steady_clock
 from processor.limits import Limits
 from processor.provision import provision
 from processor.replies import Probes, Replies
 from processor.schedule import Schedule
 from processor.slots import Slots
+from processor.spending import Spending
 from processor.subjects import Priority
 from processor.withdraw import Withdrawals
 from processor.worker import Worker
@@ -142,6 +146,10 @@ class Processor:
             on_degraded=lambda why: self._alerts.tell("warning", "limits", why),
             on_recovered=lambda what: self._alerts.tell("info", "limits recovered", what),
         )
+        budgets = configured_budgets(catalog.budgets, settings.monthly_budget_alert)
+        self._keeper = Bookkeeper(bus, budgets, replica)
+        self._ledger = Ledger(bus, self._keeper, budgets, self._alerts, saving_from=settings.budget_saving_from)
+        self.spending = Spending(self._keeper, budgets, self._ledger.spent, saving_from=settings.budget_saving_from)
         self._health = Health()
         self._hints = Hints(bus, catalog, self._health, self._alerts, replica)
         schedule = Schedule.of(settings.lane_weights)
@@ -149,6 +157,7 @@ class Processor:
             catalog,
             self.limits,
             self._health,
+            self.spending,
             schedule,
             open_provider=self._open_provider,
             max_parked=settings.max_parked,
@@ -194,6 +203,7 @@ class Processor:
             self.limits,
             self._health,
             learned,
+            self.spending,
             clocks,
             whole_answer_s=max(settings.read_timeout, settings.first_token_timeout),
         )
@@ -202,6 +212,7 @@ class Processor:
             self._admission,
             self._catalog,
             learned,
+            self.spending,
             available=self._providers.keys(),
             default_model=settings.default_model,
             max_retries=settings.max_retries,
@@ -219,6 +230,7 @@ class Processor:
             "parked": self._admission.parked.total,
             "held": len(self._lanes.held),
             "reservations": self.limits.outstanding,
+            "holds": self.spending.outstanding,
             "tasks": len(asyncio.all_tasks()),
         }
 
@@ -235,6 +247,7 @@ class Processor:
             for left in (self._ingress, self._worker, self._withdrawals, self._hints, self._alerts, self._audit):
                 await left.abandon()
             await self.limits.close()
+            await self._keeper.close()
             if self._redis is not None:
                 await self._redis.aclose()
 
@@ -246,6 +259,8 @@ class Processor:
             self._worker.stop_abandoned(),
             self._backlog.watch(),
             self.limits.keep_warm(),
+            self._ledger.run(),
+            self.spending.renew(),
         ]
         await self._probes.start()
         await self._hints.start()

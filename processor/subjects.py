@@ -15,6 +15,11 @@ REPLIES = "LLM_REPLIES"
 AUDIT = "LLM_AUDIT"
 DEAD = "LLM_DEAD"
 STATE = "LLM_STATE"
+SPEND = "LLM_SPEND"
+LEDGER = "LLM_LEDGER"
+STREAMS = (REQUESTS, REPLIES, AUDIT, DEAD, STATE, SPEND, LEDGER)
+
+LEDGER_BOOK = "llm.ledger.book"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _PLAIN_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*\Z")

@@ -13,7 +13,8 @@ from nats.aio.subscription import Subscription
 
 from processor import jetstream, subjects
 from processor.accept import reply_subject
-from processor.audit import AuditError, AuditLog, Ended
+from processor.audit import AuditLog
+from processor.audit_events import AuditError, Ended
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage

@@ -18,7 +18,8 @@ from processor import deadletters, handbacks
 from processor.accept import Accepted, accept, reply_subject
 from processor.admission import Admission, HandedBack
 from processor.answer import Answerer, Context, EndedElsewhere
-from processor.audit import AuditError, AuditLog, Ended, Received, last_attempt
+from processor.audit import AuditLog, last_attempt
+from processor.audit_events import AuditError, Ended, Received
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable

@@ -13,18 +13,26 @@ import pytest
 
 from processor import waiting
 from processor.admission import Admission, Admitted, Candidature, Entrant, HandedBack
+from processor.bookkeeper import Bookkeeper
 from processor.bucket import Need
+from processor.bus import Bus
 from processor.catalog import load_catalog
 from processor.health import Health
 from processor.limits import Limits
 from processor.outcome import Option
 from processor.schedule import Schedule
 from processor.slots import Slot, Slots
+from processor.spending import Spending
 from processor.subjects import Priority
 from tests.wait import wait_until
 
 SCHEDULE = Schedule.of((70, 15, 10, 5))
 SMALL = Need(1, 10, 10)
+
+
+def unlimited() -> Spending:
+    """No budgets."""
+    return Spending(Bookkeeper(Bus(), (), "test"), (), on_spent=lambda: None, saving_from=0)
 
 
 class Gate:
@@ -35,7 +43,7 @@ class Gate:
         self.slots = slots
         self.limits = Limits(self.catalog, [], buffer=buffer, on_degraded=print, on_recovered=print)
         self.admission = Admission(
-            self.catalog, self.limits, Health(), SCHEDULE, open_provider=self._open, max_parked=1000
+            self.catalog, self.limits, Health(), unlimited(), SCHEDULE, open_provider=self._open, max_parked=1000
         )
         self.entering: list[asyncio.Task[Admitted]] = []
 
@@ -55,7 +63,7 @@ class Gate:
         slot = Slot(self.slots, priority)
         await slot.acquire()
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
-        entrant = Entrant(slot, deadline, [Candidature(self.catalog.models[name], need) for name in models])
+        entrant = Entrant(slot, "default", deadline, [Candidature(self.catalog.models[name], need) for name in models])
         options = [Option(index, not_before) for index in range(len(models))]
         try:
             return await self.admission.enter(entrant, options, _still_wanted)

@@ -11,7 +11,8 @@ import pytest
 from nats.aio.client import Client
 
 from processor import jetstream, worker
-from processor.audit import Attempt, AuditLog, last_attempt
+from processor.audit import AuditLog, last_attempt
+from processor.audit_events import Attempt
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamUnavailable

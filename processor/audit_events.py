@@ -1,0 +1,131 @@
+"""The events of the audit log: every step of a request, versioned. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from processor.messages import Request
+from processor.reply_bodies import Usd
+from processor.subjects import AuditEvent, Priority
+
+
+class AuditRecord(BaseModel):
+    """What all events have. `at` is UTC; `delivery` counts the server's deliveries of the request."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    v: Literal[1] = 1
+    id: str
+    at: datetime
+    replica: str
+    priority: Priority
+    tenant: str
+    delivery: int
+
+
+class Received(AuditRecord):
+    """A worker took the request up. The text itself is not kept, only its size and fingerprint."""
+
+    event: Literal[AuditEvent.RECEIVED] = AuditEvent.RECEIVED
+    model: str | None = None
+    task_type: str | None = None
+    stream: bool
+    messages: int
+    body_bytes: int
+    body_sha256: str
+    metadata: dict[str, str]
+
+    @classmethod
+    def of(cls, request: Request, body: bytes, **common: Any) -> Received:
+        return cls(
+            model=request.model,
+            task_type=request.task_type,
+            stream=request.stream,
+            messages=len(request.messages),
+            body_bytes=len(body),
+            body_sha256=hashlib.sha256(body).hexdigest(),
+            metadata=request.metadata,
+            **common,
+        )
+
+
+class AuditUsage(BaseModel):
+    """Tokens in disjoint parts, and the vendor's own figures."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input_fresh: int
+    cache_read: int
+    cache_write_5m: int
+    cache_write_1h: int
+    tool_input: int
+    output_visible: int
+    output_thinking: int
+    raw: dict[str, Any]
+
+
+class AuditError(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    message: str
+    status: int | None = None
+    retry_after_s: float | None = None
+
+
+class Attempt(AuditRecord):
+    """One call to a vendor, complete or not: what it used and what it cost."""
+
+    event: Literal[AuditEvent.ATTEMPT] = AuditEvent.ATTEMPT
+    attempt: int
+    model: str
+    """What the request was told: an alias, or the name that was asked for."""
+    alias: str | None = None
+    """The catalog's name of the model that was called."""
+    provider: str
+    served_by: str | None = None
+    task_type: str | None = None
+    vendor_request_id: str | None = None
+    started: datetime
+    duration_ms: float
+    first_token_ms: float | None = None
+    finish_reason: str | None = None
+    usage: AuditUsage
+    cost_usd: Usd
+    cost_estimated: bool
+    hold: str | None = None
+    """What a hard budget held for it."""
+    error: AuditError | None = None
+
+
+class Ended(AuditRecord):
+    """The one terminal event: completed, failed, cancelled, expired or dead."""
+
+    event: Literal[AuditEvent.COMPLETED, AuditEvent.FAILED, AuditEvent.CANCELLED, AuditEvent.EXPIRED, AuditEvent.DEAD]
+    attempts: int
+    model: str | None = None
+    provider: str | None = None
+    finish_reason: str | None = None
+    cost_usd: Usd | None = None
+    cached: bool = False
+    coalesced: bool = False
+    saved_usd: Usd | None = None
+    error: AuditError | None = None
+
+
+AuditEntry = Annotated[Received | Attempt | Ended, Field(discriminator="event")]
+
+
+def message_id(entry: Received | Attempt | Ended) -> str:
+    """One per request and step: a redelivery writes nothing twice, and a request has one terminal event."""
+    match entry:
+        case Received():
+            return f"{entry.id}:received"
+        case Attempt():
+            return f"{entry.id}:attempt:{entry.attempt}"
+        case Ended():
+            return f"{entry.id}:ended"

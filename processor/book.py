@@ -1,0 +1,210 @@
+"""The ledger's book: how far the audit log is counted, what is spent and held of budgets, which alarms were told. Pure.
+
+One JSON document that all replicas change by compare and set. What is about to be added to the counters is written
+down here first, with what they held before: whoever finds it unfinished can tell what was done of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime
+
+import orjson
+
+from processor.budgets import Budget, Exceeded, HeldUp, Price, accounts_of, admit
+from processor.spend import Folded
+
+MAX_HOLDS = 5_000
+MAX_TOLD = 1_000
+LEASE_S = 120.0
+"""How long a hold lasts whose replica says nothing more of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One counter: its subject, what it held before, and what is added."""
+
+    subject: str
+    before: int
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Audit events up to the sequence number `to`, on their way into the counters since `at_ms`."""
+
+    id: str
+    to: int
+    at_ms: int
+    changes: tuple[Change, ...]
+    spent: Mapping[str, int]
+    holds: tuple[str, ...]
+
+    @classmethod
+    def of(cls, folded: Folded, before: Mapping[str, int], *, entry_id: str, to: int, at_ms: int) -> Entry:
+        spent: dict[str, int] = {}
+        for (day, tenant), cost in folded.costs.items():
+            for name in accounts_of(day, tenant):
+                spent[name] = spent.get(name, 0) + cost
+        changes = (Change(c.subject, before.get(c.subject, 0), amount) for c, amount in sorted(folded.cells.items()))
+        return cls(entry_id, to, at_ms, tuple(changes), spent, tuple(folded.holds))
+
+
+@dataclass(slots=True)
+class Hold:
+    """What a call may cost at most, or, when it has ended, did cost: until it is counted, or its lease ends."""
+
+    tenant: str
+    most: int
+    until_ms: int
+    settled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Let a call through and hold what it may cost. The same `token` twice is one hold."""
+
+    token: str
+    tenant: str
+    price: Price
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """A call has ended: it cost `actual` pico-dollars. None: it was never made."""
+
+    token: str
+    actual: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """These calls are still under way."""
+
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Write down what is about to be counted, unless somebody else is about to, or was faster."""
+
+    position: int
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The entry is in the counters."""
+
+    entry_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """What was spent in accounts that the book does not have, as the counters said at `position`."""
+
+    position: int
+    spent: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """These alarms are told now. Answered by those that nobody had told before."""
+
+    keys: tuple[str, ...]
+
+
+Op = Reserve | Settle | Renew | Begin | Finish | Open | Told
+Result = HeldUp | Exceeded | bool | tuple[str, ...] | None
+
+
+@dataclass(slots=True)
+class Book:
+    """`position`: the last audit event that is counted. `spent`: pico-dollars by account."""
+
+    position: int = 0
+    entry: Entry | None = None
+    spent: dict[str, int] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+    holds: dict[str, Hold] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        return orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def decode(cls, body: bytes) -> Book:
+        """Raises ValueError, KeyError or TypeError for what is no book."""
+        fields = orjson.loads(body)
+        entry = fields["entry"]
+        if entry is not None:
+            changes = tuple(Change(**change) for change in entry.pop("changes"))
+            entry = Entry(**{**entry, "changes": changes, "holds": tuple(entry["holds"])})
+        holds = {token: Hold(**hold) for token, hold in fields["holds"].items()}
+        return cls(fields["position"], entry, fields["spent"], fields["told"], holds)
+
+    def apply(self, op: Op, budgets: Sequence[Budget], now: datetime) -> Result:
+        """Change the book. Every operation may come a second time without harm: nobody knows what a lost answer did.
+
+        Returns:
+            Of Reserve None, or why not; of Begin and Open whether it was done; of Told what is new.
+        """
+        lease = int((now.timestamp() + LEASE_S) * 1000)
+        match op:
+            case Reserve():
+                return self._reserve(op, budgets, now, lease)
+            case Settle(token, actual):
+                if (hold := self.holds.pop(token, None)) is not None and actual:
+                    self.holds[token] = Hold(hold.tenant, actual, lease, settled=True)
+            case Renew(tokens):
+                for token in tokens:
+                    if (hold := self.holds.get(token)) is not None:
+                        hold.until_ms = lease
+            case Begin(position, entry):
+                if self.entry is not None or self.position != position:
+                    return self.entry is not None and self.entry.id == entry.id
+                self.entry = entry
+                return True
+            case Finish(entry_id):
+                if self.entry is not None and self.entry.id == entry_id:
+                    self._finish(self.entry, now.date())
+            case Open(position, spent):
+                if self.entry is not None or self.position != position:
+                    return False
+                self.spent = {**spent, **self.spent}
+                return True
+            case Told(keys):
+                new = tuple(key for key in keys if key not in self.told)
+                self.told = [*self.told, *new][-MAX_TOLD:]
+                return new
+        return None
+
+    def _reserve(self, op: Reserve, budgets: Sequence[Budget], now: datetime, lease: int) -> HeldUp | Exceeded | None:
+        self.holds = {token: hold for token, hold in self.holds.items() if hold.until_ms > now.timestamp() * 1000}
+        if op.token in self.holds:
+            return None
+        held, spent = [], dict(self.spent)
+        for hold in self.holds.values():
+            if not hold.settled:
+                held.append((hold.tenant, hold.most))
+                continue
+            for name in accounts_of(now.date(), hold.tenant):
+                if name in spent:
+                    spent[name] += hold.most
+        refused = admit(budgets, op.tenant, op.price, spent, held, now)
+        if refused is None and len(self.holds) >= MAX_HOLDS:
+            refused = HeldUp(next(budget for budget in budgets if budget.hard and budget.concerns(op.tenant)))
+        if refused is None:
+            self.holds[op.token] = Hold(op.tenant, op.price.most, lease)
+        return refused
+
+    def _finish(self, entry: Entry, today: date) -> None:
+        """Only accounts that somebody opened are kept, and only those of this month."""
+        self.position, self.entry = entry.to, None
+        for name, amount in entry.spent.items():
+            if name in self.spent:
+                self.spent[name] += amount
+        this_month = today.isoformat()[:7]
+        self.spent = {name: amount for name, amount in self.spent.items() if name.partition("|")[2] >= this_month}
+        for token in entry.holds:
+            self.holds.pop(token, None)

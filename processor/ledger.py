@@ -1,0 +1,259 @@
+"""The ledger: counts what the audit log says was spent into `LLM_SPEND`, each event once whatever crashes meanwhile.
+
+Nothing is counted where it happens. Some replica reads the audit log on from where the book stands, writes into the
+book what it is about to add and what the counters hold, adds it, and moves the book on. Whoever finds such an entry
+unfinished compares: a counter that holds what it held before has yet to be added to, one that holds the sum has been.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.client import Client
+from pydantic import TypeAdapter, ValidationError
+
+from processor import jetstream, subjects
+from processor.alerts import Alerts
+from processor.audit_events import AuditEntry
+from processor.book import Begin, Book, Change, Entry, Finish, Open, Told
+from processor.bookkeeper import Bookkeeper, BookUnavailable
+from processor.budgets import Budget, alarms
+from processor.bus import Bus, MessageTooLarge
+from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage
+from processor.spend import Cell, Folded, Unit, fold
+
+LOOK_EVERY_S: Final = 1.0
+IDLE_EVERY_S: Final = 5.0
+"""How often a replica looks that has spent nothing itself: another one may have died meanwhile."""
+BATCH: Final = 500
+BATCH_BYTES: Final = 4 * 1024 * 1024
+TAKE_OVER_S: Final = 15.0
+"""An entry that is unfinished for so long was left by a replica that died: each of its tries ends sooner."""
+COUNT_S: Final = 10.0
+OPEN_BEFORE: Final = timedelta(hours=1)
+"""How long before a day begins its accounts are opened: a hard budget without an account lets nobody through."""
+_COUNTED: Final = tuple(f"llm.audit.{event}." for event in (subjects.AuditEvent.ATTEMPT, subjects.AuditEvent.COMPLETED))
+_TROUBLE = (BookUnavailable, JetStreamError, JetStreamUnavailable, MessageTooLarge, nats.errors.Error, OSError)
+
+log = structlog.get_logger(__name__)
+_ENTRY: TypeAdapter[AuditEntry] = TypeAdapter(AuditEntry)
+
+
+class Ledger:
+    """Keeps the counters and the budgets' accounts up with the audit log, and raises the budgets' alarms."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        bookkeeper: Bookkeeper,
+        budgets: Sequence[Budget],
+        alerts: Alerts,
+        *,
+        saving_from: float,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._bus = bus
+        self._keeper = bookkeeper
+        self._budgets = budgets
+        self._alerts = alerts
+        self._saving_from = saving_from
+        self._now = now
+        self._spent_here = asyncio.Event()
+        self._is_sure = False
+
+    def spent(self) -> None:
+        """This replica has spent something: look soon."""
+        self._spent_here.set()
+
+    async def run(self) -> None:
+        """Count for ever."""
+        while True:
+            behind = False
+            try:
+                behind = await self.count()
+            except _TROUBLE as error:
+                log.warning("ledger: counted later", error=str(error) or repr(error))
+            if not behind:
+                await self._rest()
+
+    async def _rest(self) -> None:
+        await asyncio.sleep(LOOK_EVERY_S * random.uniform(0.5, 1.5))
+        try:
+            async with asyncio.timeout(IDLE_EVERY_S):
+                await self._spent_here.wait()
+        except TimeoutError:
+            pass
+        self._spent_here.clear()
+
+    async def count(self) -> bool:
+        """Count the next events; whether there are more.
+
+        Raises:
+            BookUnavailable, JetStreamError, JetStreamUnavailable: the broker is in trouble; try again later.
+        """
+        book = await self._keeper.look()
+        if book.entry is not None:
+            if self._now().timestamp() - book.entry.at_ms / 1000 < TAKE_OVER_S:
+                return False
+            log.warning("ledger: finishing what another replica began", entry=book.entry.id)
+            await self._finish(book.entry, resumed=True)
+            return True
+        if not self._is_sure and await self._begins_elsewhere(book):
+            return True
+        await self._open_accounts(book)
+        await self._tell_alarms()
+        events, pending = await self._events(book.position)
+        if not events:
+            return False
+        folded = fold(_read(event for event in events if event.subject.startswith(_COUNTED)))
+        before = await self._totals(cell.subject for cell in folded.cells)
+        await self._enter(book, Entry.of(folded, before, to=events[-1].seq, **self._stamp()))
+        await self._tell_alarms()
+        return pending > 0
+
+    async def _enter(self, book: Book, entry: Entry) -> None:
+        if await self._keeper.do(Begin(book.position, entry)):
+            await self._finish(entry, resumed=False)
+
+    def _stamp(self) -> dict[str, Any]:
+        return {"entry_id": secrets.token_hex(8), "at_ms": int(self._now().timestamp() * 1000)}
+
+    async def _begins_elsewhere(self, book: Book) -> bool:
+        """Looked at once: set the book right where it is lost, or the audit log is another one than it knows."""
+        log_state = (await jetstream.call(self._bus.nc, f"STREAM.INFO.{subjects.AUDIT}"))["state"]
+        spend_state = (await jetstream.call(self._bus.nc, f"STREAM.INFO.{subjects.SPEND}"))["state"]
+        is_lost: bool = book.position == 0 and spend_state["messages"] > 0
+        is_another: bool = book.position > log_state["last_seq"]
+        if is_lost:
+            log.warning("ledger: the book is lost; the counters are compared with the audit log")
+            await self._recount(book, whole=log_state["first_seq"] <= 1)
+        elif is_another:
+            log.warning("ledger: the audit log is a new one; it is counted from its beginning", was=book.position)
+            await self._enter(book, Entry.of(Folded(), {}, to=0, **self._stamp()))
+        self._is_sure = True
+        return is_lost or is_another
+
+    async def _recount(self, book: Book, *, whole: bool) -> None:
+        """Set the counters to what the audit log says, each by what it is off.
+
+        Where the log is not whole, the days it has lost events of, its first one too, are left as they are.
+        """
+        cells, position, pending = Counter[Cell](), 0, 1
+        first_day = date.min
+        while pending:
+            events, pending = await self._events(position)
+            if not events:
+                break
+            if not whole and position == 0:
+                first_day = events[0].time.date() + timedelta(days=1)
+            position = events[-1].seq
+            cells.update(fold(_read(event for event in events if event.subject.startswith(_COUNTED))).cells)
+        before = await self._totals(cell.subject for cell in cells)
+        off = {c: amount - before.get(c.subject, 0) for c, amount in cells.items() if c.day >= first_day}
+        folded = Folded(Counter({cell: amount for cell, amount in off.items() if amount}))
+        await self._enter(book, Entry.of(folded, before, to=position, **self._stamp()))
+
+    async def _events(self, position: int) -> tuple[list[StoredMessage], int]:
+        query = {"seq": position + 1, "next_by_subj": "llm.audit.*.*", "batch": BATCH, "max_bytes": BATCH_BYTES}
+        return await jetstream.batch(self._bus.nc, subjects.AUDIT, query)
+
+    async def _finish(self, entry: Entry, *, resumed: bool) -> None:
+        for number, change in enumerate(entry.changes):
+            await self._add(entry, number, change, resumed=resumed)
+        await self._keeper.do(Finish(entry.id))
+
+    async def _add(self, entry: Entry, number: int, change: Change, *, resumed: bool) -> None:
+        if resumed:
+            now = (await self._totals([change.subject])).get(change.subject, 0)
+            if now == change.before + change.amount:
+                return
+            if now != change.before:  # somebody else writes here; the message id decides while the server remembers it
+                log.error("ledger: a counter was changed by another hand", counter=change.subject, value=now)
+        headers = {"Nats-Incr": f"{change.amount:+d}", "Nats-Msg-Id": f"{entry.id}:{number}"}
+        await jetstream.publish(self._bus, change.subject, b"", headers, timeout_s=COUNT_S)
+
+    async def _totals(self, counters: Iterable[str]) -> dict[str, int]:
+        """What the counters hold; one that does not exist yet is left out."""
+        found: dict[str, int] = {}
+        for subject in counters:
+            query = {"last_by_subj": subject}
+            if (message := await jetstream.leaders_message(self._bus.nc, subjects.SPEND, query)) is not None:
+                found[subject] = value(message)
+        return found
+
+    async def _open_accounts(self, book: Book) -> None:
+        """Give every budget its account, with what the counters say was spent in its period before."""
+        now = self._now()
+        for day in {now.date(), (now + OPEN_BEFORE).date()}:
+            missing = {b.account(day): b for b in self._budgets if b.account(day) not in book.spent}
+            if not missing:
+                continue
+            spent = dict.fromkeys(missing, 0)
+            first = min(budget.period.first_day(day) for budget in missing.values())
+            async for cell, amount in cells(self._bus.nc, _days(first, day)):
+                if cell.unit is Unit.COST:
+                    for name, budget in missing.items():
+                        if budget.concerns(cell.tenant) and cell.day >= budget.period.first_day(day):
+                            spent[name] += amount
+            await self._keeper.do(Open(book.position, spent))
+
+    async def _tell_alarms(self) -> None:
+        book = self._keeper.seen
+        due = {a.key: a for a in alarms(self._budgets, book.spent, self._now().date(), self._saving_from)}
+        if not due.keys() <= set(book.told):
+            new = await self._keeper.do(Told(tuple(due)))
+            assert isinstance(new, tuple)
+            for alarm in map(due.__getitem__, new):
+                self._alerts.tell(alarm.severity, f"budget {alarm.key}", alarm.message)
+
+
+def value(message: StoredMessage) -> int:
+    """What a counter's message says. Raises ValueError for what is no counter."""
+    return int(orjson.loads(message.body)["val"])
+
+
+def _read(events: Iterable[StoredMessage]) -> Iterable[AuditEntry]:
+    """The events that can be read. One of a version that is not ours counts nothing, and is told."""
+    for event in events:
+        try:
+            yield _ENTRY.validate_json(event.body)
+        except ValidationError as error:
+            log.error(
+                "ledger: an audit event that cannot be read is not counted", seq=event.seq, error=str(error)[:500]
+            )
+
+
+def _days(first: date, last: date) -> list[date]:
+    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
+async def cells(nc: Client, days: Sequence[date] | None = None) -> AsyncIterator[tuple[Cell, int]]:
+    """The counters of these days, or all, and what they hold.
+
+    Raises:
+        JetStreamError, JetStreamUnavailable: they cannot be read.
+    """
+    for day in ("*",) if days is None else map(str, days):
+        query: Mapping[str, object] = {"next_by_subj": f"llm.spend.{day}.*.*.*", "batch": 1000}
+        seq, pending = 1, 1
+        while pending:
+            found, pending = await jetstream.batch(nc, subjects.SPEND, {**query, "seq": seq})
+            for message in found:
+                try:
+                    cell = Cell.of(message.subject)
+                except ValueError as error:
+                    log.warning("a counter that is none of ours", error=str(error))
+                    continue
+                yield cell, value(message)
+            if not found:
+                break
+            seq = found[-1].seq + 1
