@@ -1,4 +1,4 @@
-"""Alerts on `llm.alert.<severity>`, each also a line of the log, and told once in a while and not once a request."""
+"""Alerts on `llm.alert.<severity>`, in the log and to a webhook, told once in a while and not once a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import nats.errors
+import orjson
 import structlog
 from cachetools import TTLCache
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from processor import subjects
 from processor.bus import Bus
 from processor.tasks import OwnedTasks
+from processor.webhook import Webhook
 
 QUIET_S = 300.0
 """How long the same alert is not repeated."""
@@ -39,9 +41,10 @@ class Alert(BaseModel):
 class Alerts:
     """Tells of this replica's troubles."""
 
-    def __init__(self, bus: Bus, replica: str) -> None:
+    def __init__(self, bus: Bus, replica: str, webhook: Webhook | None = None) -> None:
         self._bus = bus
         self._replica = replica
+        self._webhook = webhook
         self._told: TTLCache[str, bool] = TTLCache(MAX_REMEMBERED, QUIET_S)
         self._sending = OwnedTasks()
 
@@ -68,3 +71,7 @@ class Alerts:
             await self._bus.publish(subjects.alert(alert.severity), alert.model_dump_json().encode())
         except nats.errors.Error as error:
             log.warning("alert not published", error=repr(error))
+        if self._webhook is not None:
+            # `text` is what the webhooks of Slack, Mattermost and others show.
+            shown = f"{alert.severity.upper()} {alert.message} ({alert.kind}, {alert.replica})"
+            await self._webhook.post(orjson.dumps(alert.model_dump(mode="json") | {"text": shown}))

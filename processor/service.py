@@ -43,6 +43,7 @@ from processor.schedule import Schedule
 from processor.slots import Slots
 from processor.spending import Spending
 from processor.subjects import Priority
+from processor.webhook import Webhook
 from processor.withdraw import Withdrawals
 from processor.worker import Worker
 from providers.base import Endpoint, Provider
@@ -133,7 +134,8 @@ class Processor:
         self._stopping = asyncio.Event()
         self._audit = AuditLog(bus)
         self._probes = Probes(bus)
-        self._alerts = Alerts(bus, replica)
+        hook = settings.alert_webhook
+        self._alerts = Alerts(bus, replica, Webhook(hook.get_secret_value()) if hook else None)
         self._lanes = Lanes(bus, settings.max_workers)
         self._redis = redis_client(settings.redis_url) if settings.redis_url else None
         stores: list[LimitStore] = [NatsStore(bus, steady_clock())]
