@@ -15,8 +15,9 @@ import orjson
 from processor.budgets import Budget, Exceeded, HeldUp, Price, accounts_of, admit
 from processor.spend import Folded
 
+VERSION = 1
 MAX_HOLDS = 5_000
-MAX_TOLD = 1_000
+MAX_TOLD = 10_000
 LEASE_S = 120.0
 """How long a hold lasts whose replica says nothing more of it."""
 
@@ -121,21 +122,23 @@ Result = HeldUp | Exceeded | bool | tuple[str, ...] | None
 
 @dataclass(slots=True)
 class Book:
-    """`position`: the last audit event that is counted. `spent`: pico-dollars by account."""
+    """`position`: the last audit event that is counted, -1 in a book that is new. `spent`: pico-dollars by account."""
 
-    position: int = 0
+    position: int = -1
     entry: Entry | None = None
     spent: dict[str, int] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     holds: dict[str, Hold] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        return orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps({"v": VERSION, **asdict(self)}, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
     def decode(cls, body: bytes) -> Book:
         """Raises ValueError, KeyError or TypeError for what is no book."""
         fields = orjson.loads(body)
+        if fields["v"] != VERSION:
+            raise ValueError(f"a book of version {fields['v']}")
         entry = fields["entry"]
         if entry is not None:
             changes = tuple(Change(**change) for change in entry.pop("changes"))
@@ -199,12 +202,13 @@ class Book:
         return refused
 
     def _finish(self, entry: Entry, today: date) -> None:
-        """Only accounts that somebody opened are kept, and only those of this month."""
+        """Only accounts that somebody opened are kept, and with what was told only those of this month."""
         self.position, self.entry = entry.to, None
         for name, amount in entry.spent.items():
             if name in self.spent:
                 self.spent[name] += amount
         this_month = today.isoformat()[:7]
-        self.spent = {name: amount for name, amount in self.spent.items() if name.partition("|")[2] >= this_month}
+        self.spent = {name: amount for name, amount in self.spent.items() if name.rpartition("|")[2] >= this_month}
+        self.told = [key for key in self.told if key.rpartition("|")[2] >= this_month]
         for token in entry.holds:
             self.holds.pop(token, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import random
 from collections import deque
@@ -39,7 +40,10 @@ class BookUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    book: bytes
+    """The book as it stands at `seq` (0: there is none), and whose write that was."""
+
+    book: Book
+    body: bytes
     seq: int
     by: str
 
@@ -88,7 +92,7 @@ class Bookkeeper:
             read = await self._load(asyncio.get_running_loop().time() + GIVE_UP_S)
         except (nats.errors.Error, OSError, JetStreamError, JetStreamUnavailable) as error:
             raise BookUnavailable(f"the ledger's book cannot be read: {error}") from error
-        self.seen = Book.decode(read.book)
+        self.seen = read.book
         return self.seen
 
     async def close(self) -> None:
@@ -142,13 +146,13 @@ class Bookkeeper:
             while True:
                 if known is None:
                     known, is_fresh = await self._load(deadline), True
-                book = Book.decode(known.book)
+                book = copy.deepcopy(known.book)
                 results = [book.apply(op, self._budgets, self._now()) for op in ops]
                 body = book.encode()
                 if not is_fresh and any(isinstance(result, HeldUp | Exceeded) for result in results):
                     known = None  # somebody else may have made room: nobody is refused on old news
                     continue
-                if body == known.book or await self._write(known, body, by, deadline):
+                if body == known.body or await self._write(known, book, body, by, deadline):
                     self.seen = book
                     return results
                 known = None
@@ -160,8 +164,8 @@ class Bookkeeper:
             self._known = None
             raise BookUnavailable(f"the ledger's book: {error}") from error
 
-    async def _write(self, known: _Read, body: bytes, by: str, deadline: float) -> bool:
-        """Put `body` in place of what is known; false where somebody else was faster.
+    async def _write(self, known: _Read, book: Book, body: bytes, by: str, deadline: float) -> bool:
+        """Put `book` in place of what is known; false where somebody else was faster.
 
         A try without an answer is looked for before it is sent again.
         """
@@ -176,7 +180,7 @@ class Bookkeeper:
                 else:
                     fields = orjson.loads(answer.data)
                     if "error" not in fields:
-                        self._known = _Read(body, int(fields["seq"]), by)
+                        self._known = _Read(book, body, int(fields["seq"]), by)
                         return True
                     if int(fields["error"].get("err_code", 0)) not in _SOMEBODY_WAS_FASTER:
                         raise BookUnavailable(f"the broker refuses the ledger's book: {fields['error']}")
@@ -198,8 +202,12 @@ class Bookkeeper:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(PAUSE_S)
-        if message is None:
-            self._known = _Read(Book().encode(), 0, "")
-        else:
-            self._known = _Read(message.body, message.seq, message.headers.get("Sidecar-By", ""))
+        book, body, seq, by = Book(), b"", 0, ""
+        if message is not None:
+            body, seq, by = message.body, message.seq, message.headers.get("Sidecar-By", "")
+            try:
+                book = Book.decode(body)
+            except (ValueError, KeyError, TypeError) as error:
+                log.error("ledger: a book that cannot be read is made anew", error=repr(error))
+        self._known = _Read(book, body, seq, by)
         return self._known

@@ -166,7 +166,7 @@ def admit(
         if gone is None:
             return HeldUp(budget)
         others = sum(most for whose, most in held if budget.concerns(whose))
-        if not gone and not others:
+        if budget.limit and not gone and not others:
             continue  # the first request of a budget is never refused, however little of it there is
         if gone + price.expected > budget.limit:
             return Exceeded(budget, now)
@@ -177,10 +177,11 @@ def admit(
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """To be told once. `key` names the budget, its period and the threshold."""
+    """To be told once. `key` ends in the name of the period, and names the budget and the threshold."""
 
     key: str
     severity: Severity
+    kind: str
     message: str
 
 
@@ -197,12 +198,14 @@ def alarms(budgets: Sequence[Budget], spent: Mapping[str, int], today: date, sav
         if saving_from:
             steps.append((Decimal(str(saving_from)), "info", ": auto prefers cheaper models from here on"))
         for at, severity, then in steps:
-            if gone >= at * budget.limit:
-                # The limit is part of the key: one that was raised raises its own alarms.
-                key = f"{budget.account(today)}|{budget.limit}|{severity}"
-                if severity == "critical" and budget.hard:
-                    then = ": requests that cost are refused"
-                yield Alarm(key, severity, f"{at:.0%} of {budget.label} is spent (${dollars(gone):,.2f}){then}")
+            if gone < at * budget.limit:
+                continue
+            if severity == "critical" and budget.hard:
+                then = ": requests that cost are refused"
+            kind = f"{at:.0%} of {budget.label}"
+            # The limit is part of the key: one that was raised raises its own alarms.
+            key = f"{budget.limit}|{severity}|{budget.account(today)}"
+            yield Alarm(key, severity, kind, f"{kind} is spent (${dollars(gone):,.2f}){then}")
 
 
 def used_share(budgets: Iterable[Budget], tenant: str, spent: Mapping[str, int], today: date) -> float:

@@ -107,7 +107,7 @@ class Ledger:
             log.warning("ledger: finishing what another replica began", entry=book.entry.id)
             await self._finish(book.entry, resumed=True)
             return True
-        if not self._is_sure and await self._begins_elsewhere(book):
+        if (not self._is_sure or book.position < 0) and await self._begins_elsewhere(book):
             return True
         await self._open_accounts(book)
         await self._tell_alarms()
@@ -128,10 +128,10 @@ class Ledger:
         return {"entry_id": secrets.token_hex(8), "at_ms": int(self._now().timestamp() * 1000)}
 
     async def _begins_elsewhere(self, book: Book) -> bool:
-        """Looked at once: set the book right where it is lost, or the audit log is another one than it knows."""
+        """Set the book right where it is lost, or the audit log is another one than it knows."""
         log_state = (await jetstream.call(self._bus.nc, f"STREAM.INFO.{subjects.AUDIT}"))["state"]
         spend_state = (await jetstream.call(self._bus.nc, f"STREAM.INFO.{subjects.SPEND}"))["state"]
-        is_lost: bool = book.position == 0 and spend_state["messages"] > 0
+        is_lost: bool = book.position < 0 and spend_state["messages"] > 0
         is_another: bool = book.position > log_state["last_seq"]
         if is_lost:
             log.warning("ledger: the book is lost; the counters are compared with the audit log")
@@ -163,7 +163,7 @@ class Ledger:
         await self._enter(book, Entry.of(folded, before, to=position, **self._stamp()))
 
     async def _events(self, position: int) -> tuple[list[StoredMessage], int]:
-        query = {"seq": position + 1, "next_by_subj": "llm.audit.*.*", "batch": BATCH, "max_bytes": BATCH_BYTES}
+        query = {"seq": max(0, position) + 1, "next_by_subj": "llm.audit.*.*", "batch": BATCH, "max_bytes": BATCH_BYTES}
         return await jetstream.batch(self._bus.nc, subjects.AUDIT, query)
 
     async def _finish(self, entry: Entry, *, resumed: bool) -> None:
@@ -213,7 +213,7 @@ class Ledger:
             new = await self._keeper.do(Told(tuple(due)))
             assert isinstance(new, tuple)
             for alarm in map(due.__getitem__, new):
-                self._alerts.tell(alarm.severity, f"budget {alarm.key}", alarm.message)
+                self._alerts.tell(alarm.severity, alarm.kind, alarm.message)
 
 
 def value(message: StoredMessage) -> int:

@@ -37,6 +37,11 @@ def test_the_first_request_of_an_unspent_budget_is_never_blocked_however_much_it
     assert reserve(opened(DAILY), "a", 5000, 90_000, DAILY) is None
 
 
+def test_a_hard_budget_of_nothing_lets_nothing_through() -> None:
+    nothing = Budget("acme", Period.DAY, 0, hard=True)
+    assert isinstance(reserve(opened(nothing), "a", 1, 1, nothing, tenant="acme"), Exceeded)
+
+
 def test_what_others_may_cost_holds_a_request_up_and_what_is_spent_refuses_it() -> None:
     book = opened(DAILY, spent=1)
     assert reserve(book, "a", 100, 900, DAILY) is None
@@ -166,7 +171,7 @@ def test_what_was_spent_is_held_until_it_is_counted_so_that_there_is_no_gap() ->
     folded = Folded(holds=["a"])
     folded.costs[TODAY, "default"] = 800
     entry = Entry.of(folded, {}, entry_id="e", to=1, at_ms=0)
-    assert book.apply(Begin(0, entry), (DAILY,), NOW) is True
+    assert book.apply(Begin(-1, entry), (DAILY,), NOW) is True
     book.apply(Finish("e"), (DAILY,), NOW)
     assert (book.holds, book.spent[DAILY.account(TODAY)], book.position) == ({}, 801, 1)
 
@@ -181,11 +186,11 @@ def test_a_call_that_was_never_made_holds_nothing_any_more() -> None:
 def test_only_one_of_two_that_want_to_count_may() -> None:
     book = opened(DAILY)
     mine, theirs = (Entry.of(Folded(), {}, entry_id=name, to=5, at_ms=0) for name in ("mine", "theirs"))
-    assert book.apply(Begin(0, mine), (), NOW) is True
-    assert book.apply(Begin(0, theirs), (), NOW) is False
-    assert book.apply(Begin(0, mine), (), NOW) is True  # it was lost on the way back
+    assert book.apply(Begin(-1, mine), (), NOW) is True
+    assert book.apply(Begin(-1, theirs), (), NOW) is False
+    assert book.apply(Begin(-1, mine), (), NOW) is True  # it was lost on the way back
     book.apply(Finish("mine"), (), NOW)
-    assert book.apply(Begin(0, theirs), (), NOW) is False
+    assert book.apply(Begin(-1, theirs), (), NOW) is False
 
 
 def test_an_account_is_opened_with_what_the_counters_said_where_the_book_stands_and_nowhere_else() -> None:
@@ -199,15 +204,15 @@ def test_an_account_is_opened_with_what_the_counters_said_where_the_book_stands_
 def test_accounts_of_last_month_are_closed() -> None:
     book = Book(spent={"*|2026-10": 1, "*|2026-10-31": 1, "*|2026-11": 1, "*|2026-11-25": 1, "*|2026-11-26": 0})
     entry = Entry.of(Folded(), {}, entry_id="e", to=1, at_ms=0)
-    book.apply(Begin(0, entry), (), NOW)
+    book.apply(Begin(-1, entry), (), NOW)
     book.apply(Finish("e"), (), NOW)
     assert set(book.spent) == {"*|2026-11", "*|2026-11-25", "*|2026-11-26"}
 
 
 def test_an_alarm_is_new_once() -> None:
     book = Book()
-    assert book.apply(Told(("a", "b")), (), NOW) == ("a", "b")
-    assert book.apply(Told(("b", "c")), (), NOW) == ("c",)
+    assert book.apply(Told(("a|2026-11", "b|2026-11")), (), NOW) == ("a|2026-11", "b|2026-11")
+    assert book.apply(Told(("b|2026-11", "c|2026-11")), (), NOW) == ("c|2026-11",)
 
 
 def test_a_book_comes_back_as_it_was_written() -> None:
@@ -215,7 +220,7 @@ def test_a_book_comes_back_as_it_was_written() -> None:
     reserve(book, "a", 10, 900, DAILY)
     folded = Folded(holds=["x"])
     folded.costs[TODAY, "default"] = 3
-    book.apply(Begin(0, Entry.of(folded, {}, entry_id="e", to=9, at_ms=1)), (), NOW)
+    book.apply(Begin(-1, Entry.of(folded, {}, entry_id="e", to=9, at_ms=1)), (), NOW)
     book.apply(Told(("k",)), (), NOW)
     assert Book.decode(book.encode()) == book
 

@@ -186,12 +186,19 @@ async def test_what_another_replica_is_counting_is_left_to_it_for_a_while(
     assert await books.cost() == 0
 
 
-async def test_a_book_that_is_lost_is_made_anew_from_the_audit_log(books: Books) -> None:
+@pytest.mark.parametrize("how", ["lost", "unreadable", "of another version"])
+async def test_a_book_that_is_of_no_use_is_made_anew_from_the_audit_log(books: Books, how: str) -> None:
     for number in range(3):
         await books.audit.write(attempt(number, "0.1"))
-    await count_all(books.ledger())
-    await jetstream.call(books.bus.nc, f"STREAM.PURGE.{subjects.LEDGER}", {})
+    running = books.ledger()
+    await count_all(running)
+    if how == "lost":
+        await jetstream.call(books.bus.nc, f"STREAM.PURGE.{subjects.LEDGER}", {})
+    else:
+        body = b"not JSON" if how == "unreadable" else b'{"v": 999}'
+        await books.bus.nc.jetstream().publish(subjects.LEDGER_BOOK, body)
     await books.audit.write(attempt(3, "0.1"))
+    await count_all(running)
     await count_all(books.ledger(replica="b"))
     assert await books.cost() == Decimal("0.4")
 
