@@ -22,6 +22,7 @@ from processor.estimate import Learned
 from processor.health import Health, Ticket
 from processor.limits import Limits, Reservation
 from processor.messages import Request
+from processor.prefixes import Prefixes
 from processor.prompts import build_prompt
 from processor.replies import Outbox
 from processor.router import Candidate
@@ -91,6 +92,7 @@ class Attempts:
         limits: Limits,
         health: Health,
         learned: Learned,
+        prefixes: Prefixes,
         spending: Spending,
         clocks: Clocks,
         whole_answer_s: float,
@@ -101,6 +103,7 @@ class Attempts:
         self._limits = limits
         self._health = health
         self._learned = learned
+        self._prefixes = prefixes
         self._spending = spending
         self._clocks = clocks
         self._whole_clocks = replace(clocks, first_token_s=whole_answer_s)
@@ -115,7 +118,14 @@ class Attempts:
         """
         model, run.begun, seen = run.candidate.model, True, run.transcript
         try:
-            prompt = build_prompt(request, model_id=model.id, max_output=model.max_output, stream=outbox.stream)
+            prefix = self._prefixes.of(request, model.id, run.base_tokens)
+            prompt = build_prompt(
+                request,
+                model_id=model.id,
+                max_output=model.max_output,
+                stream=outbox.stream,
+                stable_messages=prefix.stable_messages,
+            )
             await self._drive(run, prompt, outbox)
         except BaseException as error:
             settled = seen.settled(prompt_tokens=run.base_tokens, at_work=_may_be_at_work(error))
@@ -123,6 +133,7 @@ class Attempts:
             self._audit.write_soon(self._record(run, request, tally, common, settled, _failure(error)))
             raise
         self._settle(run, streamed=outbox.stream)
+        self._prefixes.answered(prefix)
         self._health.succeeded(model, run.ticket)
         return self._record(run, request, tally, common, (seen.usage, False), None)
 

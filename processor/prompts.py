@@ -18,8 +18,11 @@ def answer_limit(request: Request, max_output: int) -> int:
     return min(request.max_tokens or DEFAULT_MAX_TOKENS, max_output)
 
 
-def build_prompt(request: Request, *, model_id: str, max_output: int, stream: bool) -> Prompt:
-    """The prompt for the model `model_id`, which writes at most `max_output` tokens."""
+def build_prompt(request: Request, *, model_id: str, max_output: int, stream: bool, stable_messages: int = 0) -> Prompt:
+    """The prompt for the model `model_id`, which writes at most `max_output` tokens.
+
+    So many of its first messages as `stable_messages` says came before (`processor.prefixes`).
+    """
     return Prompt(
         model=model_id,
         messages=tuple(Message(m.role, tuple(_parts(m))) for m in request.messages),
@@ -31,6 +34,7 @@ def build_prompt(request: Request, *, model_id: str, max_output: int, stream: bo
         tools=tuple(Tool(t.name, t.description, t.parameters) for t in request.tools),
         tool_choice=_tool_choice(request),
         response_format=_response_format(request),
+        stable_messages=stable_messages,
     )
 
 

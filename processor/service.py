@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from processor.lanes import Lanes
 from processor.ledger import Ledger
 from processor.limit_stores import LimitStore, NatsStore, RedisStore, steady_clock
 from processor.limits import Limits
+from processor.prefixes import Prefixes
 from processor.provision import provision
 from processor.replies import Probes, Replies
 from processor.schedule import Schedule
@@ -205,6 +207,7 @@ class Processor:
             self.limits,
             self._health,
             learned,
+            Prefixes(time.monotonic),
             self.spending,
             clocks,
             whole_answer_s=max(settings.read_timeout, settings.first_token_timeout),

@@ -23,6 +23,10 @@ SchemaTransform = Callable[[dict[str, Any]], dict[str, Any]]
 def encode(prompt: Prompt, transform: SchemaTransform, *, stream: bool) -> dict[str, Json]:
     """The request body.
 
+    The block with which the prompt's stable messages end is marked for Anthropic's cache, which then holds all up to
+    it, tools and system first, for five minutes after each use (source: platform.claude.com/docs/en/build-with-claude/
+    prompt-caching; of at most four marks one is used). An empty text gets none, since none is sent.
+
     Where `temperature` and `top_p` are both given, `temperature` goes out alone: the models since Claude 4.5 answer
     400 to both (source: "Use only temperature OR top_p, not both", Anthropic's guide to migrating to Claude 4.5,
     platform.claude.com/docs/en/about-claude/models/migrating-to-claude-4), and for older ones it advised against it.
@@ -34,11 +38,18 @@ def encode(prompt: Prompt, transform: SchemaTransform, *, stream: bool) -> dict[
         raise Unsupported(f"Anthropic takes a temperature of 0 to 1, not {prompt.temperature:g}")
     if any(not stop.strip() for stop in prompt.stop):
         raise Unsupported("Anthropic takes no stop sequence of white space alone")
-    body: dict[str, Json] = {"model": prompt.model, "max_tokens": prompt.max_tokens, "messages": _turns(prompt)}
+    turns, last_stable = _turns(prompt)
+    body: dict[str, Json] = {"model": prompt.model, "max_tokens": prompt.max_tokens, "messages": turns}
     if stream:
         body["stream"] = True
     if system := system_text(prompt.messages, VENDOR):
-        body["system"] = system
+        block = {"type": "text", "text": system}
+        # As a block wherever a mark is set: a prefix is found again only in the form in which it was written.
+        body["system"] = [block] if prompt.stable_messages else system
+        if prompt.stable_messages and last_stable is None:
+            last_stable = block
+    if last_stable is not None:
+        last_stable["cache_control"] = {"type": "ephemeral"}
     if prompt.temperature is not None:
         body["temperature"] = prompt.temperature
     elif prompt.top_p is not None:
@@ -72,21 +83,27 @@ def _json_format(wanted: JsonFormat, transform: SchemaTransform) -> dict[str, Js
         raise Unsupported(f"Anthropic cannot express the JSON schema of response_format ({why})") from error
 
 
-def _turns(prompt: Prompt) -> list[dict[str, Json]]:
-    """The turns, consecutive ones of a role joined: all results of parallel calls have to stand in one turn."""
+def _turns(prompt: Prompt) -> tuple[list[dict[str, Json]], dict[str, Json] | None]:
+    """The turns, consecutive ones of a role joined: all results of parallel calls have to stand in one turn.
+
+    Then the last block among them that is part of the prompt's stable messages, if one is.
+    """
     turns: list[dict[str, Json]] = []
-    for message in prompt.messages:
+    last_stable: dict[str, Json] | None = None
+    for number, message in enumerate(prompt.messages, 1):
         role = "assistant" if message.role == "assistant" else "user"
         blocks = [block for block in map(_block, message.parts) if block is not None]
         if message.role == "system" or not blocks:
             continue
+        if number <= prompt.stable_messages:
+            last_stable = blocks[-1]
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         else:
             turns.append({"role": role, "content": blocks})
     if not turns:
         raise Unsupported("Anthropic needs a message other than the system's")
-    return turns
+    return turns, last_stable
 
 
 def _block(part: Part) -> dict[str, Json] | None:

@@ -92,7 +92,11 @@ class JsonFormat:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One call to one model. `stream` says whether the caller wants deltas as they come."""
+    """One call to one model. `stream` says whether the caller wants deltas as they come.
+
+    Of the first messages, with the tools before them, `stable_messages` were sent before and will likely be again: a
+    vendor that wants marks for its cache gets one there.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -104,6 +108,7 @@ class Prompt:
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     response_format: JsonFormat | None = None
+    stable_messages: int = 0
 
 
 # --- what comes out -------------------------------------------------------------------------
