@@ -16,8 +16,10 @@ from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.messages import Request
 from processor.reply_bodies import Usd
+from processor.router import Route
 from processor.subjects import AuditEvent, Priority
 from processor.tasks import OwnedTasks
+from processor.traits import Traits
 
 WRITE_TIMEOUT_S = 20.0
 """Longer than the election of a leader takes."""
@@ -64,6 +66,42 @@ class Received(AuditRecord):
             body_bytes=len(body),
             body_sha256=hashlib.sha256(body).hexdigest(),
             metadata=request.metadata,
+            **common,
+        )
+
+
+class RoutedModel(BaseModel):
+    """A model that might have been called, with its score, or was refused, without one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    provider: str
+    reason: str
+    score: float | None = None
+
+
+class Routed(AuditRecord):
+    """Which models might answer, best first, and why: enough to route the request again, without its text."""
+
+    event: Literal[AuditEvent.ROUTED] = AuditEvent.ROUTED
+    traits: Traits
+    rule: str
+    model_class: str
+    candidates: tuple[RoutedModel, ...]
+    refusals: tuple[RoutedModel, ...]
+
+    @classmethod
+    def of(cls, route: Route, **common: Any) -> Routed:
+        return cls(
+            traits=route.traits,
+            rule=route.rule,
+            model_class=route.model_class,
+            candidates=tuple(
+                RoutedModel(model=c.name, provider=c.model.provider, reason=c.reason, score=c.score)
+                for c in route.candidates
+            ),
+            refusals=tuple(RoutedModel(model=r.model, provider=r.provider, reason=r.reason) for r in route.refusals),
             **common,
         )
 
@@ -123,14 +161,17 @@ class Ended(AuditRecord):
     error: AuditError | None = None
 
 
-AuditEntry = Annotated[Received | Attempt | Ended, Field(discriminator="event")]
+Entry = Received | Routed | Attempt | Ended
+AuditEntry = Annotated[Entry, Field(discriminator="event")]
 
 
-def message_id(entry: Received | Attempt | Ended) -> str:
+def message_id(entry: Entry) -> str:
     """One per request and step: a redelivery writes nothing twice, and a request has one terminal event."""
     match entry:
         case Received():
             return f"{entry.id}:received"
+        case Routed():
+            return f"{entry.id}:routed"
         case Attempt():
             return f"{entry.id}:attempt:{entry.attempt}"
         case Ended():
@@ -145,7 +186,7 @@ class AuditLog:
         self._writing = OwnedTasks()
         self.lost = 0
 
-    async def write(self, entry: Received | Attempt | Ended) -> None:
+    async def write(self, entry: Entry) -> None:
         """Keep `entry`. A failure is counted and logged, and does not fail the request."""
         body = entry.model_dump_json(exclude_none=True).encode()
         subject = subjects.audit(entry.event, entry.id)
@@ -155,11 +196,11 @@ class AuditLog:
         except (JetStreamUnavailable, JetStreamError, MessageTooLarge, nats.errors.Error) as error:
             self._lose(entry, str(error))
 
-    async def write_within(self, entry: Received | Attempt | Ended, wait_s: float) -> None:
+    async def write_within(self, entry: Entry, wait_s: float) -> None:
         """Keep `entry`, waiting at most `wait_s` for that; the writing goes on."""
         await asyncio.wait({self._writing.start(self.write(entry))}, timeout=wait_s)
 
-    def write_soon(self, entry: Received | Attempt | Ended) -> None:
+    def write_soon(self, entry: Entry) -> None:
         if len(self._writing) < MAX_UNWRITTEN:
             self._writing.start(self.write(entry))
         else:
@@ -173,7 +214,7 @@ class AuditLog:
         """End what still runs, at once."""
         await self._writing.cancel()
 
-    def _lose(self, entry: Received | Attempt | Ended, why: str) -> None:
+    def _lose(self, entry: Entry, why: str) -> None:
         self.lost += 1
         log.error("audit event lost", id=entry.id, audit_event=str(entry.event), why=why, lost=self.lost)
 

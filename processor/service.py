@@ -34,6 +34,7 @@ from processor.ingress import Ingress
 from processor.lanes import Lanes
 from processor.limit_stores import LimitStore, NatsStore, RedisStore, steady_clock
 from processor.limits import Limits
+from processor.lookout import Lookout
 from processor.provision import provision
 from processor.replies import Probes, Replies
 from processor.schedule import Schedule
@@ -144,6 +145,16 @@ class Processor:
         )
         self._health = Health()
         self._hints = Hints(bus, catalog, self._health, self._alerts, replica)
+        self._learned = Learned()
+        self._lookout = Lookout(
+            catalog,
+            self._learned,
+            self._health,
+            self.limits,
+            available=providers.keys(),
+            default_model=settings.default_model,
+            by_quality=not settings.cost_optimization,
+        )
         schedule = Schedule.of(settings.lane_weights)
         self._admission = Admission(
             catalog,
@@ -180,7 +191,7 @@ class Processor:
         )
 
     def _answerer(self) -> Answerer:
-        settings, learned = self._settings, Learned()
+        settings, learned = self._settings, self._learned
         clocks = Clocks(
             first_token_s=settings.first_token_timeout,
             between_s=settings.token_timeout,
@@ -200,10 +211,9 @@ class Processor:
         return Answerer(
             attempts,
             self._admission,
-            self._catalog,
+            self._lookout,
             learned,
-            available=self._providers.keys(),
-            default_model=settings.default_model,
+            self._audit,
             max_retries=settings.max_retries,
             hedge_critical=settings.hedge_critical,
             jitter=random.random,
@@ -258,7 +268,9 @@ class Processor:
             await self._lanes.start()
             await self._withdrawals.start()
             await self._ingress.start()
-            service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica, self.load)
+            service = await announce(
+                self._bus, self._catalog, self._providers.keys(), self._replica, self.load, self._lookout.route
+            )
             warming = tasks.create_task(self._open_providers())
             await self._bus.settle()  # ready means: the server knows our subscriptions
             on_ready()

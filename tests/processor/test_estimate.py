@@ -98,7 +98,7 @@ def test_whatever_vendors_report_estimates_stay_within_bounds(reports: list[tupl
     assert len(learned._models["haiku"].outputs) <= KEPT_CALLS if reports else True
 
 
-@given(st.floats(0.3, 3.5), st.integers(50, 5000))
+@given(st.floats(0.3, 3.5), st.integers(200, 5000))
 def test_the_ratio_is_found_again_after_the_vendor_changed_its_tokenizer(ratio: float, base: int) -> None:
     learned = Learned()
     for _ in range(200):

@@ -18,6 +18,7 @@ from processor.bucket import Admit, Denied, Entry, Hold, Need, Op, Result, Settl
 from processor.bus import Bus
 from processor.catalog import Catalog, CatalogModel, load_catalog
 from processor.catalog import Limits as LimitsTable
+from processor.limit_accounts import Tally
 from processor.limit_stores import (
     Contended,
     LimitStore,
@@ -600,7 +601,7 @@ async def test_a_hold_holds_in_the_next_store_too(desk: Open) -> None:
 
 
 async def test_what_the_replica_remembers_for_other_stores_is_bounded() -> None:
-    tally = limits_module.Tally()
+    tally = Tally()
     for second in range(4000):
         tally.add([Entry("", "rpm", second * 1000, 1)])
     assert len(tally.amounts) < 300
