@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from processor.complexity import complexity
@@ -13,11 +12,12 @@ from processor.traits import question
 
 def explanation(request: Request, route: Route) -> dict[str, Any]:
     """A JSON object: the rule that counted, what the question looks like, every candidate and every refusal."""
+    looks = complexity(question(request))
     return {
         "rule": route.rule,
         "model_class": route.model_class,
         "input_tokens": route.traits.input_tokens,
-        "complexity": asdict(complexity(question(request))),
+        "complexity": {"score": round(looks.score, 3), "why": list(looks.why)},
         "candidates": [
             {
                 "model": candidate.name,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import datetime
 from decimal import Decimal
+from statistics import median
 from typing import Final
 
 from processor.catalog import Catalog, CatalogModel, Resolved, UnknownModel
@@ -20,7 +21,7 @@ from processor.traits import Traits, traits
 ASKED: Final = "asked"
 """What stands for a rule where a model was asked for by name."""
 USUAL_OUTPUT: Final = 300
-"""Tokens that an answer is taken to have while a model's usual length is not known: a paragraph or two."""
+"""Tokens that an answer is taken to have while no model's usual length is known: a paragraph or two."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Conditions:
     room: Mapping[str, float] = field(default_factory=dict)
     """The free share of a model's tightest limit, from 0 to 1."""
     usual_output: Mapping[str, int] = field(default_factory=dict)
-    """Tokens of its usual answer."""
+    """Tokens of its usual answer; a model that lacks it is taken to say as much as the others do."""
     by_quality: bool = False
     """COST_OPTIMIZATION is off: where a request has no preference of its own, quality decides."""
     thrifty: bool = False
@@ -129,7 +130,7 @@ def _for_name(name: str, given: Traits, catalog: Catalog, conditions: Conditions
         others = []
     entered = [first, *others] if first in able else others
     aims = Aims(tier=first.tier, quality_only=conditions.by_quality)
-    ranked = _ranked(entered, given, catalog, conditions, aims, {}, "fallback")
+    ranked = _ranked(entered, given, catalog, conditions, aims, {}, "fallback", first.provider)
     mine = [
         Candidate(c.model, name, f"{name} was asked for", _warnings(found), c.score, c.cost_usd)
         for c in ranked
@@ -226,10 +227,14 @@ def _ranked(
     aims: Aims,
     preferred: Mapping[str, tuple[int, tuple[str, ...]]],
     says: str,
+    asked_of: str | None = None,
 ) -> list[Candidate]:
-    """The models as candidates, the best score first, equal ones by alias."""
-    today = conditions.now.date()
-    aspects = [_aspects(model, given, catalog, conditions, preferred, today) for model in models]
+    """The models as candidates, the best score first, equal ones by alias.
+
+    `asked_of` is the provider of the model that was asked for by name.
+    """
+    usual = round(median(conditions.usual_output.values())) if conditions.usual_output else USUAL_OUTPUT
+    aspects = [_aspects(model, given, catalog, conditions, preferred, asked_of, usual) for model in models]
     candidates = [
         Candidate(
             model,
@@ -250,21 +255,23 @@ def _aspects(
     catalog: Catalog,
     conditions: Conditions,
     preferred: Mapping[str, tuple[int, tuple[str, ...]]],
-    today: date,
+    asked_of: str | None,
+    usual_output: int,
 ) -> Aspects:
     alias = model.alias
-    output = min(conditions.usual_output.get(alias, USUAL_OUTPUT), answer_limit(model, given))
+    output = min(conditions.usual_output.get(alias, usual_output), answer_limit(model, given))
     latency_s = None
     if (measured := conditions.latency.get(alias)) is not None:
         first_token_s, tokens_a_second = measured
         latency_s = first_token_s + (output / tokens_a_second if tokens_a_second > 0 else 0.0)
     return Aspects(
         tier=model.tier,
-        cost_usd=catalog.expected_cost(model, given.input_tokens, output, today),
+        cost_usd=catalog.expected_cost(model, given.input_tokens, output, conditions.now.date()),
         preferred=preferred[alias][0] if alias in preferred else None,
         latency_s=latency_s,
         room=conditions.room.get(alias),
         unwell=alias in conditions.unwell,
+        same_vendor=model.provider == asked_of,
     )
 
 

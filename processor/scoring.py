@@ -28,6 +28,8 @@ MOST_DOUBLINGS: Final = 8.0
 """So that no price and no latency outweighs that a model is unwell."""
 SHORTFALL: Final = 2.0
 """For each tier below the one that suffices."""
+SAME_VENDOR: Final = 1.0
+"""For a fallback of the vendor whose model was asked for: what stops one often stops the other. Less than a tier."""
 QUALITY: Final = 2.0
 """For each tier, where quality alone decides."""
 THRIFT: Final = 2.0
@@ -57,6 +59,8 @@ class Aspects:
     room: float | None = None
     """The free share of its tightest limit, from 0 to 1; None where there is none."""
     unwell: bool = False
+    same_vendor: bool = False
+    """It is a fallback, and of the vendor whose model was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ def scores(candidates: Sequence[Aspects], aims: Aims) -> list[float]:
             score -= LATENCY[aims.weigh] * _doubled(candidate.latency_s, fastest)
         if candidate.room is not None:
             score -= SCARCE_LOSS if candidate.room < SCARCE else ROOM * (1 - candidate.room)
-        found.append(round(score - (UNWELL if candidate.unwell else 0.0), 3))
+        score -= SAME_VENDOR * candidate.same_vendor + UNWELL * candidate.unwell
+        found.append(round(score, 3))
     return found
 
 

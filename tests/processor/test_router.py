@@ -174,6 +174,14 @@ def test_a_verbose_model_is_priced_by_what_it_usually_says() -> None:
     assert under(short, usual_output={"haiku": 2_000}).candidates[0].cost_usd == cost[100]
 
 
+def test_a_model_of_which_nothing_is_known_is_taken_to_say_as_much_as_the_others() -> None:
+    chatty, brief = (
+        {c.name: c.score for c in under(EASY, usual_output=dict.fromkeys(("haiku", "gpt-oss-20b"), n)).candidates}
+        for n in (1_000, 10)
+    )
+    assert chatty["qwen"] == pytest.approx(brief["qwen"], abs=0.5)
+
+
 def test_without_cost_optimization_quality_decides() -> None:
     tiers = [candidate.model.tier for candidate in under(EASY, by_quality=True).candidates]
     assert tiers == sorted(tiers, reverse=True)
@@ -217,6 +225,11 @@ def test_the_model_that_was_asked_for_comes_first_then_the_others_by_score() -> 
 def test_fallbacks_are_as_good_as_the_model_that_was_asked_for_where_they_can_be() -> None:
     assert routed(model="sonnet").candidates[1].model.tier == 5
     assert routed(model="haiku").candidates[1].model.tier == 3
+
+
+def test_of_equally_good_fallbacks_another_vendors_comes_first() -> None:
+    found = [candidate.model.provider for candidate in routed(model="haiku").candidates]
+    assert found[0] == "anthropic" != found[1]
 
 
 def test_a_model_that_was_asked_for_is_first_even_when_it_is_unwell() -> None:
