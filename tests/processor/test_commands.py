@@ -13,6 +13,7 @@ from providers.base import Opened
 from providers.scripted import Pause, ScriptedProvider
 from tests.conftest import StartProcessor
 from tests.processes import Ended, command, running
+from tests.talk import served
 
 NOWHERE = "nats://127.0.0.1:9"
 
@@ -60,8 +61,8 @@ async def test_route_shows_what_a_running_sidecar_decides_and_why(url: str, star
     assert (shown.code, shown.err) == (0, "")
     rows = [line.split() for line in shown.out.splitlines()]
     assert rows[0][:2] == ["rule", "code"]
-    assert rows[2][:4] == ["1", "sonnet", "anthropic", "7.3"]
-    assert "rule 'code': tier 5, about $0.0045" in shown.out
+    assert rows[2][:3] == ["1", served("sonnet"), "anthropic"]
+    assert "rule 'code': tier 5, about $0.00" in shown.out
     assert "refused: provider gemini is not configured" in shown.out
 
 

@@ -11,7 +11,7 @@ from providers.errors import ModelGone
 from providers.scripted import ScriptedProvider
 from tests.conftest import StartProcessor
 from tests.processor.test_end_to_end import answer
-from tests.talk import ask, body, read
+from tests.talk import ask, body, read, served
 
 
 @pytest.mark.parametrize("subject", ["llm.models", "llm.route", "$SRV.PING", "$SRV.INFO.sidecar", "$SRV.STATS"])
@@ -35,10 +35,10 @@ async def test_route_says_what_would_answer_and_calls_nobody(nc: Client, start: 
     await start(vendors)
     decision = read(await nc.request("llm.route", body("hi", model="auto", task_type="code"), timeout=5))
     assert (decision["rule"], decision["model_class"]) == ("code", "auto:code")
-    assert decision["candidates"][0]["model"] == "sonnet"
+    assert decision["candidates"][0]["model"] == served("sonnet")
     assert decision["candidates"][0]["reason"].startswith("rule 'code': tier 5, about $0.00")
     assert decision["candidates"][0]["cost_usd"] > decision["candidates"][-1]["cost_usd"]
-    assert {"model": "gemini", "provider": "gemini", "reason": "provider gemini is not configured"} in decision[
+    assert {"model": served("gemini"), "provider": "gemini", "reason": "provider gemini is not configured"} in decision[
         "refusals"
     ]
     assert 0 <= decision["complexity"]["score"] <= 1

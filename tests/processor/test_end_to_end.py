@@ -16,7 +16,7 @@ from providers.base import Finished, FinishReason, Opened, Prompt, TextDelta, To
 from providers.errors import InvalidPrompt, Overloaded, StreamCut, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor
-from tests.talk import all_audit_events, ask, ask_stream, audit_events, body, read, stored
+from tests.talk import all_audit_events, ask, ask_stream, audit_events, body, read, served, stored
 from tests.wait import wait_until
 
 
@@ -335,16 +335,18 @@ async def test_the_audit_log_has_received_attempts_and_one_terminal_event(nc: Cl
 async def test_the_audit_log_keeps_why_a_model_was_chosen_and_enough_to_choose_again(
     nc: Client, start: StartProcessor
 ) -> None:
-    await start({"anthropic": ScriptedProvider(answer()), "gemini": ScriptedProvider()}, default_model="sonnet")
+    await start({"groq": ScriptedProvider(answer()), "gemini": ScriptedProvider()}, default_model="gpt-oss-20b")
     await ask(nc, body("a secret of the village", model="auto", max_tokens=50), Nats_Msg_Id="job-1")
     events = await wait_until(lambda: all_audit_events(nc, "job-1", 4))
     routed = next(e for e in events if e["event"] == "routed")
     assert (routed["rule"], routed["model_class"], routed["delivery"]) == ("default", "auto:default", 1)
-    assert [c["model"] for c in routed["candidates"]][:2] == ["sonnet", "gemini"]
+    assert [c["model"] for c in routed["candidates"]][:2] == ["gpt-oss-20b", served("gemini")]
     assert [c["score"] for c in routed["candidates"]] == sorted(
         (c["score"] for c in routed["candidates"]), reverse=True
     )
-    assert {"model": "qwen", "provider": "groq", "reason": "provider groq is not configured"} in routed["refusals"]
+    assert {"model": "haiku", "provider": "anthropic", "reason": "provider anthropic is not configured"} in routed[
+        "refusals"
+    ]
     given = Traits.model_validate(routed["traits"])
     assert (given.max_tokens, given.input_tokens, given.model) == (50, 10, None)
     assert b"secret" not in orjson.dumps(routed)
