@@ -109,8 +109,13 @@ class Learned:
         if model is None:
             return base, max_tokens
         usual = _p95(model.outputs)
-        tokens = math.ceil(base * model.ratio * model.counted_share - 1e-9)
+        tokens = self.counted_input(alias, base)
         return tokens, max_tokens if usual is None else min(max_tokens, math.ceil(usual))
+
+    def counted_input(self, alias: str, base: int) -> int:
+        """What vendors' limits count of a prompt of `base` tokens, as far as that is known."""
+        model = self._models.get(alias)
+        return base if model is None else math.ceil(base * model.ratio * model.counted_share - 1e-9)
 
     def observe(
         self,

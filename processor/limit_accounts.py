@@ -6,11 +6,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from processor.bucket import (
-    METRICS,
     Denied,
     Entry,
     Granted,
@@ -81,8 +80,8 @@ class Account:
     limited: bool = True
     unsure: set[int] = field(default_factory=set)
     """Stores that may have done what waits next, before they failed."""
-    told: dict[tuple[Scope, Metric], tuple[float, float]] = field(default_factory=dict)
-    """The share that a vendor said is free, and until when, by the monotonic clock, it says something."""
+    told: dict[Scope, dict[Metric, tuple[float, float]]] = field(default_factory=dict)
+    """The shares that a vendor said are free, and until when, by the monotonic clock, it says something."""
     full: dict[Scope, float] = field(default_factory=dict)
     """Until when, by the monotonic clock, the store has nothing to give."""
     _sums: dict[tuple[Scope, Metric], int] = field(default_factory=dict)
@@ -127,13 +126,20 @@ class Account:
             self._sums, self._summed = self.own.sums(now_ms), now
         return self._sums
 
-    def room(self, scope: Scope, caps: Mapping[Metric, float], now_ms: int) -> Iterator[float]:
-        """The free shares of `caps`, and those that the vendor told of; 0 while nobody is let through."""
-        now = time.monotonic()
+    def room(self, scope: Scope, limits: Mapping[Metric, int], share: float, now_ms: int) -> float:
+        """The free share of the tightest of `limits`, of which `share` may be used, and of what the vendor told.
+
+        0 while nobody is let through; infinite where there is no limit.
+        """
+        now, free = time.monotonic(), math.inf
         held = self.holds.get(scope)
         if (held is not None and held[0] > now) or self.full.get(scope, 0.0) > now:
-            yield 0.0
-        sums = self._recent_sums(now_ms)
-        yield from (1 - sums.get((scope, metric), 0) / max(1.0, cap) for metric, cap in caps.items())
-        said = (self.told.get((scope, metric)) for metric in METRICS)
-        yield from (share for share, until in filter(None, said) if until > now)
+            return 0.0
+        if limits:
+            sums = self._recent_sums(now_ms)
+            for metric, limit in limits.items():
+                free = min(free, 1 - sums.get((scope, metric), 0) / max(1.0, limit * share))
+        for told, until in self.told.get(scope, {}).values():
+            if until > now:
+                free = min(free, told)
+        return free

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
 from processor.bucket import (
     GUARD_S,
+    GUESS_MARGIN,
     LONGEST_HOLD_S,
     METRICS,
     WINDOW_S,
@@ -46,6 +49,8 @@ OVERLOADED_WAIT_S = 1.0
 OVERLOADED = Denied(OVERLOADED_WAIT_S, "", "too many requests ask for its limits at once")
 CONTENDED_PAUSE_S = 0.05
 CLOSE_S = 5.0
+INPUT_METRICS: Final[tuple[Metric, ...]] = ("tpm", "tpd", "itpm")
+"""Those that a prompt alone can exceed."""
 _NOBODY = "_"
 """No provider's name: what is written to a store to see whether it can be."""
 
@@ -148,26 +153,26 @@ class Limits:
         for quota in told:
             if quota.limit:
                 free = quota.remaining / quota.limit, time.monotonic() + quota.reset_s
-                self._account(model.provider).told[model.alias, quota.metric] = free
+                self._account(model.provider).told.setdefault(model.alias, {})[quota.metric] = free
             self._tell(model.provider, Told(model.alias, quota.metric, quota.remaining, quota.reset_s, quota.limit))
 
-    def room(self, model: CatalogModel, need: Need | None = None) -> float | None:
+    def room(self, model: CatalogModel, input_tokens: int = 0) -> float | None:
         """The share that is free of the tightest of the limits of the model and its provider; None without limits.
 
         This replica's view, for comparing models, and no promise: what it took itself in the last windows, what a
         vendor said last, and 0 while the store's last refusal, or a Retry-After, says that there is nothing. What other
-        replicas took shows only in these. The share kept for critical requests does not count as free. 0 too for a
-        `need` that never fits.
+        replicas took shows only in these. The share kept for critical requests does not count as free. 0 too where a
+        prompt of `input_tokens` never fits.
         """
-        account, now_ms = self._account(model.provider), round(self._clock() * 1000)
-        shares: list[float] = []
-        whole = self._provider_limits.get(model.provider, {})
-        for scope, limits in (("", whole), (model.alias, _limits(model.limits))):
-            if need is not None and Admit({scope: limits}, need).never() is not None:
+        account, now_ms, free = self._account(model.provider), round(self._clock() * 1000), math.inf
+        for scope, limits in (
+            ("", self._provider_limits.get(model.provider, {})),
+            (model.alias, _limits(model.limits)),
+        ):
+            if any(input_tokens > limits[metric] * GUESS_MARGIN for metric in INPUT_METRICS if metric in limits):
                 return 0.0
-            caps = {metric: limit * self._share for metric, limit in limits.items()}
-            shares += account.room(scope, caps, now_ms)
-        return min(1.0, max(0.0, min(shares))) if shares else None
+            free = min(free, account.room(scope, limits, self._share, now_ms))
+        return None if math.isinf(free) else min(1.0, max(0.0, free))
 
     async def close(self) -> None:
         """Write what was told, for at most `CLOSE_S` seconds, and end all tasks."""
@@ -323,4 +328,6 @@ class Limits:
 
 
 def _limits(table: LimitsTable) -> Mapping[Metric, int]:
+    if not table.model_fields_set:  # as most are, and all are looked at for every request
+        return {}
     return {metric: limit for metric in METRICS if (limit := getattr(table, metric)) is not None}

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
-from processor.bucket import Need
 from processor.catalog import Catalog
 from processor.estimate import Learned
 from processor.health import Health
 from processor.limits import Limits
 from processor.messages import Request
-from processor.router import Conditions, Route, answer_limit, route
+from processor.router import Conditions, Route, route
 from processor.traits import Traits, traits
 
 
@@ -60,8 +59,8 @@ class Lookout:
                 unwell[alias] = refusal.why
             if (speed := self._learned.speed(alias)) is not None:
                 latency[alias] = speed
-            need = Need(1, *self._learned.need(alias, given.input_tokens, answer_limit(model, given)))
-            if (free := self._limits.room(model, need)) is not None:
+            counted = self._learned.counted_input(alias, given.input_tokens)
+            if (free := self._limits.room(model, counted)) is not None:
                 room[alias] = free
             if (usual := self._learned.usual_output(alias)) is not None:
                 usual_output[alias] = usual
