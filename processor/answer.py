@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -12,18 +12,20 @@ from typing import Any
 
 from processor.admission import Admission, Admitted, Candidature, Entrant
 from processor.attempt import Attempts, Outrun, Run, Tally, milliseconds
-from processor.audit_events import Attempt
+from processor.audit import AuditLog
+from processor.audit_events import Attempt, Routed
 from processor.bucket import Need
 from processor.budgets import FREE, forecast
 from processor.catalog import Catalog
 from processor.errors import ErrorType, RequestError
-from processor.estimate import Learned, base_tokens
+from processor.estimate import Learned
+from processor.lookout import Lookout
 from processor.messages import Request
 from processor.outcome import Contender, Option, Plan, verdict
 from processor.prompts import answer_limit
 from processor.replies import Ending, Outbox, Replies
 from processor.reply_bodies import Considered, FinalReply, ReplyRoute, ReplyUsage, Timing
-from processor.router import Candidate, Route, route
+from processor.router import Candidate, Route
 from processor.slots import Slot
 from processor.spending import Spending
 from processor.subjects import Priority
@@ -113,23 +115,23 @@ class Answerer:
         self,
         attempts: Attempts,
         admission: Admission,
-        catalog: Catalog,
+        lookout: Lookout,
         learned: Learned,
+        catalog: Catalog,
         spending: Spending,
+        audit: AuditLog,
         *,
-        available: Collection[str],
-        default_model: str,
         max_retries: int,
         hedge_critical: bool,
         jitter: Callable[[], float],
     ) -> None:
         self._attempts = attempts
         self._admission = admission
-        self._catalog = catalog
+        self._lookout = lookout
         self._learned = learned
+        self._catalog = catalog
         self._spending = spending
-        self._available = available
-        self._default_model = default_model
+        self._audit = audit
         self._max_retries = max_retries
         self._hedge_critical = hedge_critical
         self._jitter = jitter
@@ -166,8 +168,9 @@ class Answerer:
 
     def _begin(self, request: Request, context: Context) -> _Work:
         now = datetime.now(UTC)
-        chosen = route(request, self._catalog, available=self._available, default=self._default_model, on=now)
-        base = base_tokens(request)
+        chosen = self._lookout.route(request)
+        self._audit.write_soon(Routed.of(chosen, **context.common))
+        base = chosen.traits.input_tokens
         left_s = None if context.deadline is None else (context.deadline - now).total_seconds()
         entrant = Entrant(
             context.slot,

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from processor.alerts import Alert
-from processor.audit_events import Attempt, Ended, Received
+from processor.audit_events import Attempt, Ended, Received, Routed
 from processor.errors import ErrorType
 from processor.hints import BreakerStatus
 from processor.messages import Request
@@ -20,7 +20,7 @@ from processor.subjects import AuditEvent, Priority
 Json = dict[str, Any]
 
 _MODELS: tuple[type[BaseModel], ...] = (
-    *(Request, Delta, Restarted, FinalReply, ErrorReply, Received, Attempt, Ended),
+    *(Request, Delta, Restarted, FinalReply, ErrorReply, Received, Routed, Attempt, Ended),
     *(Alert, BreakerStatus),
 )
 _TO_CLIENT: Json = {
@@ -71,7 +71,7 @@ def _channels() -> Json:
         "cancel": _channel("llm.cancel.{id}", ["cancel"], "Stops a request", request_id),
         "audit": _channel(
             "llm.audit.{event}.{id}",
-            ["received", "attempt", "ended"],
+            ["received", "routed", "attempt", "ended"],
             "JetStream LLM_AUDIT, append only",
             {"event": {"enum": [str(e) for e in AuditEvent]}} | request_id,
         ),
@@ -155,6 +155,7 @@ def _messages() -> Json:
         "end": message(None, "Empty, without headers: the end of a streamed answer"),
         "cancel": message(None, "Any body, or none"),
         "received": message(Received, "A worker took the request up"),
+        "routed": message(Routed, "Which models might answer, best first, and why"),
         "attempt": message(Attempt, "One call to a vendor: usage, cost, error"),
         "ended": message(Ended, "completed, failed, cancelled, expired or dead"),
         "alert": message(Alert, "What an operator has to know"),

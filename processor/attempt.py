@@ -176,6 +176,7 @@ class Attempts:
             run.first_token_s,
             counted.input_tokens,
             streamed=streamed,
+            duration_s=time.monotonic() - run.started,
         )
 
     def _give_up(self, run: Run, error: BaseException, usage: Usage) -> None:

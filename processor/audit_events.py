@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from processor.messages import Request
 from processor.reply_bodies import Usd
+from processor.router import Route
 from processor.subjects import AuditEvent, Priority
+from processor.traits import Traits
 
 
 class AuditRecord(BaseModel):
@@ -49,6 +51,42 @@ class Received(AuditRecord):
             body_bytes=len(body),
             body_sha256=hashlib.sha256(body).hexdigest(),
             metadata=request.metadata,
+            **common,
+        )
+
+
+class RoutedModel(BaseModel):
+    """A model that might have been called, with its score, or was refused, without one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    provider: str
+    reason: str
+    score: float | None = None
+
+
+class Routed(AuditRecord):
+    """Which models might answer, best first, and why: enough to route the request again, without its text."""
+
+    event: Literal[AuditEvent.ROUTED] = AuditEvent.ROUTED
+    traits: Traits
+    rule: str
+    model_class: str
+    candidates: tuple[RoutedModel, ...]
+    refusals: tuple[RoutedModel, ...]
+
+    @classmethod
+    def of(cls, route: Route, **common: Any) -> Routed:
+        return cls(
+            traits=route.traits,
+            rule=route.rule,
+            model_class=route.model_class,
+            candidates=tuple(
+                RoutedModel(model=c.name, provider=c.model.provider, reason=c.reason, score=c.score)
+                for c in route.candidates
+            ),
+            refusals=tuple(RoutedModel(model=r.model, provider=r.provider, reason=r.reason) for r in route.refusals),
             **common,
         )
 
@@ -117,14 +155,16 @@ class Ended(AuditRecord):
     error: AuditError | None = None
 
 
-AuditEntry = Annotated[Received | Attempt | Ended, Field(discriminator="event")]
+AuditEntry = Annotated[Received | Routed | Attempt | Ended, Field(discriminator="event")]
 
 
-def message_id(entry: Received | Attempt | Ended) -> str:
+def message_id(entry: AuditEntry) -> str:
     """One per request and step: a redelivery writes nothing twice, and a request has one terminal event."""
     match entry:
         case Received():
             return f"{entry.id}:received"
+        case Routed():
+            return f"{entry.id}:routed"
         case Attempt():
             return f"{entry.id}:attempt:{entry.attempt}"
         case Ended():

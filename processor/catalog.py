@@ -10,16 +10,17 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from processor.pricing import FREE, Cost, Price, PriceList, Rates
+from processor.rules import Routing, unknown_model
+from processor.traits import Ability
 from providers.base import Usage
 
 WARN_BEFORE = timedelta(days=30)
 
-Ability = Literal["tools", "images", "json"]
 Count = Annotated[int, Field(gt=0)]
 Usd = Annotated[Decimal, Field(ge=0)]
 
@@ -121,6 +122,7 @@ class CatalogModel(_Table):
 class _File(_Table):
     limits: dict[str, Limits] = Field(default_factory=dict)
     budgets: Budgets = Budgets()
+    routing: Routing
     models: dict[str, CatalogModel]
 
     @model_validator(mode="after")
@@ -134,6 +136,8 @@ class _File(_Table):
                     raise ValueError(f"the name {name!r} belongs to two models, {other} and {alias}")
             if model.successor is not None and model.successor not in self.models:
                 raise ValueError(f"models.{alias}.successor: there is no model {model.successor!r}")
+        if (complaint := unknown_model(self.routing.rules, frozenset(self.models))) is not None:
+            raise ValueError(complaint)
         for alias in self.models:
             seen: list[str] = []
             step: str | None = alias
@@ -162,6 +166,7 @@ class Catalog:
     limits: Mapping[str, Limits]
     budgets: Budgets
     price_lists: Mapping[str, PriceList]
+    routing: Routing
     _names: Mapping[str, str] = field(default_factory=dict)
 
     def resolve(self, name: str, on: date) -> Resolved:
@@ -210,10 +215,10 @@ class Catalog:
 
         return published(asked.provider, served)
 
-    def list_price(self, model: CatalogModel, on: datetime) -> Decimal:
-        """Dollars for a million tokens of input and a quarter million of output: a figure to sort models by."""
-        rates = self.price_lists[model.alias].rates(0, on.date())
-        return rates.input + rates.output / 4
+    def expected_cost(self, model: CatalogModel, input_tokens: int, output_tokens: int, on: date) -> Decimal:
+        """US dollars that a call of so many tokens costs on that day, without what a cache may save."""
+        usage = Usage(input_fresh=input_tokens, output_visible=output_tokens)
+        return self.price_lists[model.alias].cost(usage, on)
 
 
 def load_catalog(overlay: Path | None = None, *, local_server: bool = False, local_model: str | None = None) -> Catalog:
@@ -279,4 +284,4 @@ def build_catalog(tables: Mapping[str, Any], origin: str) -> Catalog:
         prices[alias] = found
     names = {m.id: a for a, m in reversed(file.models.items())}
     names |= {name: a for a, m in file.models.items() for name in (a, *m.also)}
-    return Catalog(file.models, file.limits, file.budgets, prices, names)
+    return Catalog(file.models, file.limits, file.budgets, prices, file.routing, names)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from processor.config import Settings
 from processor.exits import Exit, Fatal
 from processor.subjects import Priority
+
+Preference = Literal["cost", "speed", "quality"]
 
 app = typer.Typer(
     name="sidecar",
@@ -119,19 +121,44 @@ def ask(
     """
     from processor.commands import ask_and_print
 
+    body = _asked(text, system, model=model, max_tokens=max_tokens, temperature=temperature)
+    body["stream"] = stream and not json
+    run(ask_and_print(settings(), body, priority=priority, timeout_s=timeout, as_json=json))
+
+
+@app.command()
+def route(
+    text: Annotated[str | None, typer.Argument(help="The question; without it, standard input is read.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="auto, an alias such as haiku, or a full id.")] = "auto",
+    prefer: Annotated[Preference | None, typer.Option(help="What counts most.")] = None,
+    task_type: Annotated[str | None, typer.Option(help="Such as code, reasoning, translation, chat.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.", min=1)] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="A system message.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON, and nothing else.")] = False,
+) -> None:
+    """Show which models would answer a question, in which order and why. No model is called.
+
+    A running sidecar is asked, since it knows which models are well, fast and have room; without one, the settings
+    alone decide.
+
+    Exit codes: 0 there is a model, 1 there is none or the question is refused, 2 wrong usage.
+    """
+    from processor.route_command import route_and_print
+
+    body = _asked(text, system, model=model, prefer=prefer, task_type=task_type, max_tokens=max_tokens)
+    run(route_and_print(settings(), body, as_json=json))
+
+
+def _asked(text: str | None, system: str | None, **options: Any) -> dict[str, Any]:
+    """The body of an ask: the text, then what was piped in, and those options that were given."""
     piped = "" if sys.stdin.isatty() else _read_stdin()
     question = "\n\n".join(part for part in (text, piped) if part)
     if not question.strip():
         raise typer.BadParameter("nothing to ask: give TEXT or pipe it in")
-    body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": question}],
-        "model": model,
-        "stream": stream and not json,
-    }
+    messages = [{"role": "user", "content": question}]
     if system:
-        body["messages"].insert(0, {"role": "system", "content": system})
-    body |= {k: v for k, v in {"max_tokens": max_tokens, "temperature": temperature}.items() if v is not None}
-    run(ask_and_print(settings(), body, priority=priority, timeout_s=timeout, as_json=json))
+        messages.insert(0, {"role": "system", "content": system})
+    return {"messages": messages} | {name: value for name, value in options.items() if value is not None}
 
 
 def _read_stdin() -> str:

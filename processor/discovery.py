@@ -1,4 +1,4 @@
-"""The replica in the NATS services API: `$SRV.PING`, `$SRV.INFO`, `$SRV.STATS` with its load, and `llm.models`."""
+"""The replica in the NATS services API: `$SRV.PING`, `$SRV.INFO`, `$SRV.STATS` with its load, and its endpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from nats.micro.service import EndpointConfig, Service
 from processor import subjects
 from processor.bus import Bus
 from processor.catalog import Catalog
+from processor.errors import RequestError
+from processor.explain import explanation
+from processor.messages import Request, decode_request
 from processor.nats_client import Client
+from processor.replies import error_body, error_headers
+from processor.router import Route
 
 log = structlog.get_logger(__name__)
 
@@ -49,9 +54,16 @@ class _OnlyInboxes:
 
 
 async def announce(
-    bus: Bus, catalog: Catalog, providers: Collection[str], replica: str, load: Callable[[], Mapping[str, int]]
+    bus: Bus,
+    catalog: Catalog,
+    providers: Collection[str],
+    replica: str,
+    load: Callable[[], Mapping[str, int]],
+    route: Callable[[Request], Route],
 ) -> Service:
     """Register this replica; its endpoint `llm.models` lists the catalog and what can be called now.
+
+    Its endpoint `llm.route` takes the body of an ask, and says by `route` which models would answer it and why.
 
     What `load` counts stands in the endpoint's statistics as `data`.
     """
@@ -76,6 +88,15 @@ async def announce(
         ]
         await request.respond(orjson.dumps({"models": rows}))
 
+    async def decide(asked: ServiceRequest) -> None:
+        headers = None
+        try:
+            request = decode_request(asked.data)
+            body = orjson.dumps(explanation(request, route(request)))
+        except RequestError as error:
+            body, headers = error_body("", error), error_headers(error)
+        await asked.respond(body, headers)
+
     service = await nats.micro.add_service(
         _OnlyInboxes(bus.nc),  # type: ignore[arg-type]  # it is one, but for what it subscribes
         name="sidecar",
@@ -85,4 +106,5 @@ async def announce(
         stats_handler=lambda _: dict(load()),
     )
     await service.add_endpoint(EndpointConfig(name="models", subject="llm.models", handler=models))
+    await service.add_endpoint(EndpointConfig(name="route", subject="llm.route", handler=decide))
     return service

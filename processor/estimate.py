@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Final
 
 import orjson
@@ -27,7 +28,13 @@ HALF_LIFE: Final = 35
 """Requests after which what was seen counts half, so that about the last fifty weigh."""
 KEPT_CALLS: Final = 200
 KNOWN_AFTER: Final = 20
-"""Calls before a model's usual answer and usual speed are believed."""
+"""Calls before a model's usual answer and usual speed are believed, where a request's fate hangs on them …"""
+COMPARED_AFTER: Final = 5
+"""… and where models are only compared by them."""
+RECENT_CALLS: Final = 50
+"""Of which models are compared: how fast a vendor is changes within a day."""
+SHORTEST_S: Final = 0.001
+"""Of writing an answer: one that came all at once was not written at once."""
 MAX_MODELS: Final = 1_000
 
 
@@ -69,6 +76,12 @@ class _Model:
         default_factory=lambda: {streamed: deque(maxlen=KEPT_CALLS) for streamed in (True, False)}
     )
     """Of streams, and of whole answers, whose first token comes with the last."""
+    paces: dict[bool, deque[tuple[float, float]]] = field(
+        default_factory=lambda: {streamed: deque(maxlen=RECENT_CALLS) for streamed in (True, False)}
+    )
+    """Seconds to the first token, then tokens a second; of a whole answer, all its time is in the second."""
+    speed: tuple[float, float] | None = None
+    usual_output: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -96,13 +109,18 @@ class Learned:
         if model is None:
             return base, max_tokens
         usual = _p95(model.outputs)
-        tokens = math.ceil(base * model.ratio * model.counted_share - 1e-9)
+        tokens = self.counted_input(alias, base)
         return tokens, max_tokens if usual is None else min(max_tokens, math.ceil(usual))
 
     def input_tokens(self, alias: str, base: int) -> int:
         """All input tokens to expect of a prompt of `base` tokens, cached or not."""
         model = self._models.get(alias)
         return base if model is None else math.ceil(base * model.ratio - 1e-9)
+
+    def counted_input(self, alias: str, base: int) -> int:
+        """What vendors' limits count of a prompt of `base` tokens, as far as that is known."""
+        model = self._models.get(alias)
+        return base if model is None else math.ceil(base * model.ratio * model.counted_share - 1e-9)
 
     def observe(
         self,
@@ -114,10 +132,12 @@ class Learned:
         counted_input_tokens: int | None = None,
         *,
         streamed: bool = True,
+        duration_s: float | None = None,
     ) -> None:
         """A complete answer to a prompt of `base` tokens, with what the vendor reported, cached input too.
 
-        `counted_input_tokens` is the part that its limits count, without what its cache held.
+        `counted_input_tokens` is the part that its limits count, without what its cache held. `duration_s` is the time
+        from the call's start to the answer's end.
         """
         model = self._models.setdefault(alias, _Model())
         if base > 0 and input_tokens > 0:
@@ -130,11 +150,33 @@ class Learned:
         model.outputs.append(output_tokens)
         if first_token_s is not None:
             model.first_tokens[streamed].append(first_token_s)
+        if len(model.outputs) >= COMPARED_AFTER:
+            model.usual_output = round(median(model.outputs))
+        if duration_s is not None and output_tokens > 0:
+            waited_s = first_token_s if streamed and first_token_s is not None else 0.0
+            pace = output_tokens / max(SHORTEST_S, duration_s - waited_s)
+            model.paces[streamed].append((waited_s, pace))
+            # Streams tell waiting and writing apart, so they count before whole answers.
+            if known := next((p for s in (True, False) if len(p := model.paces[s]) >= COMPARED_AFTER), None):
+                model.speed = median(wait for wait, _ in known), median(pace for _, pace in known)
 
     def first_token_p95(self, alias: str, *, streamed: bool = True) -> float | None:
         """Seconds within which 95 of 100 first tokens came, None while too few are known."""
         model = self._models.get(alias)
         return None if model is None else _p95(model.first_tokens[streamed])
+
+    def speed(self, alias: str) -> tuple[float, float] | None:
+        """(seconds to the first token, tokens a second after it), medians of recent calls; None while few are known.
+
+        Where a model's answers were not streamed the first is 0, and its wait is in the second.
+        """
+        model = self._models.get(alias)
+        return None if model is None else model.speed
+
+    def usual_output(self, alias: str) -> int | None:
+        """Tokens of its usual answer, thinking too; None while few are known."""
+        model = self._models.get(alias)
+        return None if model is None else model.usual_output
 
 
 def _p95(values: deque[int] | deque[float]) -> float | None:

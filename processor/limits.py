@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
 from processor.bucket import (
     GUARD_S,
+    GUESS_MARGIN,
     LONGEST_HOLD_S,
     METRICS,
     WINDOW_S,
     Admit,
     Denied,
-    Entry,
     Granted,
     Hold,
     Metric,
@@ -27,14 +28,12 @@ from processor.bucket import (
     Op,
     Record,
     Result,
-    Scope,
     Settle,
     Told,
-    kept_ms,
-    slot_ms,
 )
 from processor.catalog import Catalog, CatalogModel
 from processor.catalog import Limits as LimitsTable
+from processor.limit_accounts import Account, Tally
 from processor.limit_stores import Contended, LimitStore, MemoryStore, StateLost, StoreUnavailable, steady_clock
 from processor.tasks import OwnedTasks
 from providers.base import Quota
@@ -50,6 +49,8 @@ OVERLOADED_WAIT_S = 1.0
 OVERLOADED = Denied(OVERLOADED_WAIT_S, "", "too many requests ask for its limits at once")
 CONTENDED_PAUSE_S = 0.05
 CLOSE_S = 5.0
+INPUT_METRICS: Final[tuple[Metric, ...]] = ("tpm", "tpd", "itpm")
+"""Those that a prompt alone can exceed."""
 _NOBODY = "_"
 """No provider's name: what is written to a store to see whether it can be."""
 
@@ -66,82 +67,6 @@ class Reservation:
     expires: float
     """In seconds of the monotonic clock."""
     settled: bool = False
-
-
-@dataclass(slots=True)
-class Tally:
-    """Amounts by slot, positive or negative, that this replica has to tell a store; bounded, as windows pass."""
-
-    amounts: dict[tuple[Scope, Metric, int], int] = field(default_factory=dict)
-    _look_at: int = 64
-
-    def add(self, entries: Sequence[Entry]) -> None:
-        for scope, metric, at_ms, amount in entries:
-            place = (scope, metric, at_ms - at_ms % slot_ms(metric))
-            self.amounts[place] = self.amounts.get(place, 0) + amount
-        if entries and len(self.amounts) > self._look_at:
-            now_ms = max(entry.at_ms for entry in entries)
-            self.amounts = {
-                (scope, metric, at): amount
-                for (scope, metric, at), amount in self.amounts.items()
-                if at + slot_ms(metric) + kept_ms(metric) > now_ms and amount
-            }
-            self._look_at = 2 * len(self.amounts) + 64
-
-    def entries(self) -> tuple[Entry, ...]:
-        return tuple(Entry(*place, amount) for place, amount in self.amounts.items() if amount)
-
-    def copy(self) -> Tally:
-        return Tally(dict(self.amounts))
-
-
-@dataclass(eq=False, slots=True)
-class Account:
-    """One provider's operations that wait, and what each store has yet to hear of those done elsewhere."""
-
-    provider: str
-    missing: list[Tally]
-    waiting: deque[tuple[Op, asyncio.Future[Result] | None]] = field(default_factory=deque)
-    running: bool = False
-    own: Tally = field(default_factory=Tally)
-    """All that this replica was granted in the last windows, as it was settled."""
-    holds: dict[Scope, tuple[float, Hold]] = field(default_factory=dict)
-    """Until when, by the monotonic clock."""
-    used: int = -1
-    """The store that was used last."""
-    limited: bool = True
-    unsure: set[int] = field(default_factory=set)
-    """Stores that may have done what waits next, before they failed."""
-
-    def before(self, index: int, entries: tuple[Entry, ...]) -> list[Op]:
-        """What store `index` has to hear first, `entries` and holds."""
-        ops: list[Op] = [Record(entries)] if entries else []
-        if index != self.used:
-            now = time.monotonic()
-            self.holds = {scope: held for scope, held in self.holds.items() if held[0] > now}
-            ops += [Hold(hold.scope, until - now, hold.reason) for until, hold in self.holds.values()]
-        return ops
-
-    def once(self, index: int, op: Op) -> Op:
-        """What store `index` is asked: one that may have done `op` before gives nothing back a second time."""
-        if isinstance(op, Settle) and index in self.unsure:
-            return Record(tuple(entry for entry in op.entries() if entry.amount > 0))
-        return op
-
-    def done(self, index: int, ops: Sequence[Op], results: Sequence[Result]) -> None:
-        """Store `index` did `ops`."""
-        entries: list[Entry] = []
-        for op, result in zip(ops, results, strict=True):
-            if isinstance(op, Settle):
-                entries += op.entries()
-            elif isinstance(result, Granted):
-                entries += result.entries()
-        self.used = index
-        self.own.add(entries)
-        for other, tally in enumerate(self.missing):
-            if other != index:
-                tally.add([e for e in entries if e.amount > 0] if other in self.unsure else entries)
-        self.unsure.clear()
 
 
 class Limits:
@@ -167,6 +92,7 @@ class Limits:
         self._on_degraded = on_degraded
         self._on_recovered = on_recovered
         self._retry_s = retry_s
+        self._clock = steady_clock()
         self._provider_limits = {name: _limits(table) for name, table in catalog.limits.items()}
         self._limited = {name for name, limits in self._provider_limits.items() if limits}
         self._limited |= {model.provider for model in catalog.models.values() if _limits(model.limits)}
@@ -225,7 +151,28 @@ class Limits:
     def tell(self, model: CatalogModel, told: Sequence[Quota]) -> None:
         """What the vendor's headers say is left to the model: vendors count each model by itself."""
         for quota in told:
+            if quota.limit:
+                free = quota.remaining / quota.limit, time.monotonic() + quota.reset_s
+                self._account(model.provider).told.setdefault(model.alias, {})[quota.metric] = free
             self._tell(model.provider, Told(model.alias, quota.metric, quota.remaining, quota.reset_s, quota.limit))
+
+    def room(self, model: CatalogModel, input_tokens: int = 0) -> float | None:
+        """The share that is free of the tightest of the limits of the model and its provider; None without limits.
+
+        This replica's view, for comparing models, and no promise: what it took itself in the last windows, what a
+        vendor said last, and 0 while the store's last refusal, or a Retry-After, says that there is nothing. What other
+        replicas took shows only in these. The share kept for critical requests does not count as free. 0 too where a
+        prompt of `input_tokens` never fits.
+        """
+        account, now_ms, free = self._account(model.provider), round(self._clock() * 1000), math.inf
+        for scope, limits in (
+            ("", self._provider_limits.get(model.provider, {})),
+            (model.alias, _limits(model.limits)),
+        ):
+            if any(input_tokens > limits[metric] * GUESS_MARGIN for metric in INPUT_METRICS if metric in limits):
+                return 0.0
+            free = min(free, account.room(scope, limits, self._share, now_ms))
+        return None if math.isinf(free) else min(1.0, max(0.0, free))
 
     async def close(self) -> None:
         """Write what was told, for at most `CLOSE_S` seconds, and end all tasks."""
@@ -381,4 +328,6 @@ class Limits:
 
 
 def _limits(table: LimitsTable) -> Mapping[Metric, int]:
+    if not table.model_fields_set:  # as most are, and all are looked at for every request
+        return {}
     return {metric: limit for metric in METRICS if (limit := getattr(table, metric)) is not None}

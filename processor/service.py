@@ -38,6 +38,7 @@ from processor.lanes import Lanes
 from processor.ledger import Ledger
 from processor.limit_stores import LimitStore, NatsStore, RedisStore, steady_clock
 from processor.limits import Limits
+from processor.lookout import Lookout
 from processor.prefixes import Prefixes
 from processor.provision import provision
 from processor.replies import Probes, Replies
@@ -156,6 +157,17 @@ class Processor:
         self.spending = Spending(self._keeper, budgets, self._ledger.spent, saving_from=settings.budget_saving_from)
         self._health = Health()
         self._hints = Hints(bus, catalog, self._health, self._alerts, replica)
+        self._learned = Learned()
+        self._lookout = Lookout(
+            catalog,
+            self._learned,
+            self._health,
+            self.limits,
+            available=providers.keys(),
+            default_model=settings.default_model,
+            by_quality=not settings.cost_optimization,
+            thrifty=self.spending.is_nearly_used,
+        )
         schedule = Schedule.of(settings.lane_weights)
         self._admission = Admission(
             catalog,
@@ -193,7 +205,7 @@ class Processor:
         )
 
     def _answerer(self) -> Answerer:
-        settings, learned = self._settings, Learned()
+        settings, learned = self._settings, self._learned
         clocks = Clocks(
             first_token_s=settings.first_token_timeout,
             between_s=settings.token_timeout,
@@ -215,11 +227,11 @@ class Processor:
         return Answerer(
             attempts,
             self._admission,
-            self._catalog,
+            self._lookout,
             learned,
+            self._catalog,
             self.spending,
-            available=self._providers.keys(),
-            default_model=settings.default_model,
+            self._audit,
             max_retries=settings.max_retries,
             hedge_critical=settings.hedge_critical,
             jitter=random.random,
@@ -278,7 +290,9 @@ class Processor:
             await self._lanes.start()
             await self._withdrawals.start()
             await self._ingress.start()
-            service = await announce(self._bus, self._catalog, self._providers.keys(), self._replica, self.load)
+            service = await announce(
+                self._bus, self._catalog, self._providers.keys(), self._replica, self.load, self._lookout.route
+            )
             warming = tasks.create_task(self._open_providers())
             await self._bus.settle()  # ready means: the server knows our subscriptions
             on_ready()

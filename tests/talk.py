@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -10,11 +11,17 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from processor import jetstream, subjects
+from processor.catalog import load_catalog
 
 
 def body(text: str = "one two three", **fields: Any) -> bytes:
     """A request for the model `haiku`."""
     return orjson.dumps({"messages": [{"role": "user", "content": text}], "model": "haiku"} | fields)
+
+
+def served(name: str) -> str:
+    """The alias of the model that `name` means on the day of the test: some retire soon."""
+    return load_catalog().resolve(name, datetime.now(UTC).date()).model.alias
 
 
 def read(msg: Msg) -> dict[str, Any]:

@@ -111,11 +111,14 @@ async def test_10_every_step_is_in_the_audit_log_with_what_it_cost(nc: Client, s
     await nc.request("llm.request.high", QUESTION, timeout=5, headers={"Nats-Msg-Id": "report-7"})
 
     async def ended() -> bool:
-        return len(await audit_events(nc, "report-7")) == 3
+        return len(await audit_events(nc, "report-7")) == 4
 
     await wait_until(ended)
-    received, attempt, completed = await audit_events(nc, "report-7")
-    assert [e["event"] for e in (received, attempt, completed)] == ["received", "attempt", "completed"]
+    received, routed, attempt, completed = await audit_events(nc, "report-7")
+    assert [e["event"] for e in (received, routed, attempt, completed)] == [
+        *("received", "routed", "attempt", "completed")
+    ]
+    assert routed["candidates"][0]["reason"] == "haiku was asked for"
     assert attempt["cost_usd"] == completed["cost_usd"] == pytest.approx(18e-6)
     with pytest.raises(nats.js.errors.APIError):  # and nobody can take a step back
         await nc.jetstream().purge_stream("LLM_AUDIT")

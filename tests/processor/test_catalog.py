@@ -181,6 +181,12 @@ def test_an_overlay_replaces_only_what_it_names(tmp_path: Path) -> None:
     assert mine.limits["groq"].rpm == 100
 
 
+def test_an_overlays_rules_take_the_place_of_all_of_them(tmp_path: Path) -> None:
+    mine = overlaid(tmp_path, '[[routing.rules]]\nname = "all"\nmodels = ["qwen", "default"]\nweigh = "cost"\n')
+    assert [rule.name for rule in mine.routing.rules] == ["all"]
+    assert len(overlaid(tmp_path, "[models.haiku]\ntier = 4\n").routing.rules) == len(CATALOG.routing.rules)
+
+
 def test_a_new_model_needs_no_code(tmp_path: Path) -> None:
     later = '[[models.tiny.prices]]\nvalid_from = 2027-01-01\ninput = "0.05"\noutput = "0.10"\n'
     mine = overlaid(tmp_path, TINY + RATES + later)
@@ -208,6 +214,22 @@ def test_a_new_model_needs_no_code(tmp_path: Path) -> None:
             "from 2027-01-01 on only longer prompts have a price",
         ),
         ("models = 1\n", "models"),
+        (
+            '[[routing.rules]]\nname = "all"\nmodels = ["nobody"]\n',
+            "routing.rules.0.models: there is no model 'nobody'",
+        ),
+        ('[[routing.rules]]\nname = "all"\ncolour = 1\n', "routing.rules.0.colour: unknown key"),
+        ('[[routing.rules]]\nname = "all"\ntier = 6\n', "routing.rules.0.tier"),
+        ('[[routing.rules]]\nname = "all"\nweigh = "luck"\n', "routing.rules.0.weigh"),
+        ('[[routing.rules]]\nname = "all"\nneeds = ["wings"]\n', "routing.rules.0.needs"),
+        ('[[routing.rules]]\nname = "all"\ntask_types = []\n', "routing.rules.0.task_types"),
+        ('[[routing.rules]]\nname = "all"\ncomplexity_from = 2\n', "routing.rules.0.complexity_from"),
+        ('[[routing.rules]]\nname = ""\n', "routing.rules.0.name"),
+        ('[[routing.rules]]\nname = "x"\nprefer = "cost"\n', "the last rule has to be one without conditions"),
+        ("[routing]\nrules = []\n", "the last rule has to be one without conditions"),
+        ('[[routing.rules]]\nname = "x"\n[[routing.rules]]\nname = "y"\n', "'x' has no condition"),
+        ('[[routing.rules]]\nname = "x"\nprefer = "cost"\n[[routing.rules]]\nname = "x"\n', "the name 'x'"),
+        ("[routing]\nluck = 1\n", "routing.luck: unknown key"),
         ("not toml", "not TOML"),
     ],
 )

@@ -13,6 +13,7 @@ from providers.base import Opened
 from providers.scripted import Pause, ScriptedProvider
 from tests.conftest import StartProcessor
 from tests.processes import Ended, command, running
+from tests.talk import served
 
 NOWHERE = "nats://127.0.0.1:9"
 
@@ -23,7 +24,9 @@ def url(nc: Client, nats_url: str) -> str:
     return nats_url
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["up", "--help"], ["ask", "--help"], ["provision", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["up", "--help"], ["ask", "--help"], ["route", "--help"], ["provision", "--help"], []]
+)
 async def test_help_teaches(arguments: list[str]) -> None:
     shown = await command(*arguments)
     assert "Usage: sidecar" in shown.out + shown.err
@@ -50,6 +53,39 @@ async def test_ask_json_prints_the_final_reply_and_nothing_else(url: str, start:
     asked = await command("ask", "hi", "--json", "--system", "Be brief.", "--max-tokens", "5", NATS_URL=url)
     reply = orjson.loads(asked.out)
     assert (reply["response"], reply["provider"], asked.err) == ("hi", "anthropic", "")
+
+
+async def test_route_shows_what_a_running_sidecar_decides_and_why(url: str, start: StartProcessor) -> None:
+    await start({"anthropic": ScriptedProvider(), "groq": ScriptedProvider()})
+    shown = await command("route", "Fix this loop", "--task-type", "code", NATS_URL=url)
+    assert (shown.code, shown.err) == (0, "")
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert rows[0][:2] == ["rule", "code"]
+    assert rows[2][:3] == ["1", served("sonnet"), "anthropic"]
+    assert "rule 'code': tier 5, about $0.00" in shown.out
+    assert "refused: provider gemini is not configured" in shown.out
+
+
+async def test_route_without_a_sidecar_decides_by_the_settings_and_says_so(url: str, nc: Client) -> None:
+    for address in (url, NOWHERE):
+        wanted = ("--json", "--prefer", "speed", "--max-tokens", "9")
+        shown = await command("route", *wanted, stdin="hi", NATS_URL=address, GROQ_API_KEY="gsk", GEMINI_API_KEY="AIza")
+        decision = orjson.loads(shown.out)
+        assert (shown.code, decision["rule"], decision["candidates"][0]["model"]) == (0, "speed", "gpt-oss-120b")
+        assert (one_line(shown), "health, latency and room are unknown" in shown.err) == (True, True)
+
+
+async def test_route_fails_where_no_model_can_answer_or_the_question_is_refused(
+    url: str, start: StartProcessor
+) -> None:
+    await start({"groq": ScriptedProvider()})
+    none = await command("route", "hi", "--model", "claude-haiku-4-5", NATS_URL=url)
+    assert (none.code, none.err.strip()) == (1, "no model can answer this")
+    for address in (url, NOWHERE):
+        unknown = await command("route", "hi", "--model", "hauku", NATS_URL=address)
+        assert (unknown.code, "not_found: model: there is no model 'hauku'" in unknown.err) == (1, True)
+    assert (await command("route", "hi", "--prefer", "luck", NATS_URL=url)).code == 2
+    assert (await command("route", NATS_URL=url)).code == 2
 
 
 def one_line(ended: Ended) -> bool:

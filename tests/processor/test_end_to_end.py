@@ -11,11 +11,12 @@ import pytest
 from nats.aio.client import Client
 
 from processor import jetstream, subjects
+from processor.traits import Traits
 from providers.base import Finished, FinishReason, Opened, Prompt, TextDelta, ToolCallDelta, Usage, UsageSeen
 from providers.errors import InvalidPrompt, Overloaded, StreamCut, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor
-from tests.talk import all_audit_events, ask, ask_stream, audit_events, body, read, stored
+from tests.talk import all_audit_events, ask, ask_stream, audit_events, body, read, served, stored
 from tests.wait import wait_until
 
 
@@ -323,12 +324,32 @@ async def test_a_client_that_has_gone_stops_the_vendors_stream(
 async def test_the_audit_log_has_received_attempts_and_one_terminal_event(nc: Client, start: StartProcessor) -> None:
     await start({"anthropic": ScriptedProvider([Overloaded("busy", status=529)]), "groq": ScriptedProvider()})
     reply = await ask(nc, body("hi"), Nats_Msg_Id="job-1")
-    events = await wait_until(lambda: all_audit_events(nc, "job-1", 4))
-    assert [e["event"] for e in events] == ["received", "attempt", "attempt", "completed"]
-    assert events[1]["error"]["kind"] == "overloaded"
-    assert events[2]["usage"]["raw"] == {"words": 1}
+    events = await wait_until(lambda: all_audit_events(nc, "job-1", 5))
+    assert [e["event"] for e in events] == ["received", "routed", "attempt", "attempt", "completed"]
+    assert events[2]["error"]["kind"] == "overloaded"
+    assert events[3]["usage"]["raw"] == {"words": 1}
     assert sum(e["cost_usd"] for e in events if e["event"] == "attempt") == pytest.approx(reply["cost_usd"])
     assert b"hi" not in orjson.dumps(events[0]["body_sha256"])
+
+
+async def test_the_audit_log_keeps_why_a_model_was_chosen_and_enough_to_choose_again(
+    nc: Client, start: StartProcessor
+) -> None:
+    await start({"groq": ScriptedProvider(answer()), "gemini": ScriptedProvider()}, default_model="gpt-oss-20b")
+    await ask(nc, body("a secret of the village", model="auto", max_tokens=50), Nats_Msg_Id="job-1")
+    events = await wait_until(lambda: all_audit_events(nc, "job-1", 4))
+    routed = next(e for e in events if e["event"] == "routed")
+    assert (routed["rule"], routed["model_class"], routed["delivery"]) == ("default", "auto:default", 1)
+    assert [c["model"] for c in routed["candidates"]][:2] == ["gpt-oss-20b", served("gemini")]
+    assert [c["score"] for c in routed["candidates"]] == sorted(
+        (c["score"] for c in routed["candidates"]), reverse=True
+    )
+    assert {"model": "haiku", "provider": "anthropic", "reason": "provider anthropic is not configured"} in routed[
+        "refusals"
+    ]
+    given = Traits.model_validate(routed["traits"])
+    assert (given.max_tokens, given.input_tokens, given.model) == (50, 10, None)
+    assert b"secret" not in orjson.dumps(routed)
 
 
 async def test_a_cancelled_attempt_is_charged_by_the_last_usage_seen(nc: Client, start: StartProcessor) -> None:
@@ -336,7 +357,7 @@ async def test_a_cancelled_attempt_is_charged_by_the_last_usage_seen(nc: Client,
     vendor = ScriptedProvider([Opened(), UsageSeen(usage), TextDelta("x" * 400), Pause(30)])
     await start({"anthropic": vendor})
     await ask(nc, body(deadline_ms=150), Nats_Msg_Id="job-1")
-    events = await wait_until(lambda: all_audit_events(nc, "job-1", 3))
+    events = await wait_until(lambda: all_audit_events(nc, "job-1", 4))
     attempt = next(e for e in events if e["event"] == "attempt")
     assert attempt["cost_estimated"] is True
     assert attempt["cost_usd"] == pytest.approx((1000 * 1 + 100 * 5) / 1e6)

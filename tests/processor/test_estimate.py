@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.estimate import KEPT_CALLS, KNOWN_AFTER, RATIO_BOUNDS, Learned, base_tokens
+from processor.estimate import COMPARED_AFTER, KEPT_CALLS, KNOWN_AFTER, RATIO_BOUNDS, RECENT_CALLS, Learned, base_tokens
 from processor.messages import Request, decode_request
 
 
@@ -98,7 +98,7 @@ def test_whatever_vendors_report_estimates_stay_within_bounds(reports: list[tupl
     assert len(learned._models["haiku"].outputs) <= KEPT_CALLS if reports else True
 
 
-@given(st.floats(0.3, 3.5), st.integers(50, 5000))
+@given(st.floats(0.3, 3.5), st.integers(200, 5000))
 def test_the_ratio_is_found_again_after_the_vendor_changed_its_tokenizer(ratio: float, base: int) -> None:
     learned = Learned()
     for _ in range(200):
@@ -117,3 +117,49 @@ def test_the_first_tokens_of_streams_say_nothing_of_whole_answers() -> None:
     for _ in range(KNOWN_AFTER):
         learned.observe("haiku", 100, 100, 10, 5.0, streamed=False)
     assert learned.first_token_p95("haiku", streamed=False) == 5.0
+
+
+def watched(calls: int, *, first_s: float | None, total_s: float, tokens: int = 100, streamed: bool = True) -> Learned:
+    learned = Learned()
+    for _ in range(calls):
+        learned.observe("haiku", 100, 100, tokens, first_s, streamed=streamed, duration_s=total_s)
+    return learned
+
+
+def test_a_models_speed_is_its_wait_and_its_pace_once_some_calls_are_known() -> None:
+    assert watched(COMPARED_AFTER - 1, first_s=0.5, total_s=2.5).speed("haiku") is None
+    assert watched(COMPARED_AFTER, first_s=0.5, total_s=2.5).speed("haiku") == (0.5, 50.0)
+    assert Learned().speed("haiku") is None
+
+
+def test_of_whole_answers_all_the_time_is_in_the_pace_and_streams_count_before_them() -> None:
+    learned = watched(COMPARED_AFTER, first_s=4.0, total_s=4.0, streamed=False)
+    assert learned.speed("haiku") == (0.0, 25.0)
+    for _ in range(COMPARED_AFTER):
+        learned.observe("haiku", 100, 100, 100, 1.0, duration_s=3.0)
+    assert learned.speed("haiku") == (1.0, 50.0)
+
+
+def test_a_speed_follows_the_vendor_and_one_slow_call_does_not_move_it() -> None:
+    learned = watched(RECENT_CALLS, first_s=0.5, total_s=2.5)
+    learned.observe("haiku", 100, 100, 100, 30.0, duration_s=90.0)
+    assert learned.speed("haiku") == (0.5, 50.0)
+    for _ in range(RECENT_CALLS):
+        learned.observe("haiku", 100, 100, 100, 1.0, duration_s=5.0)
+    assert learned.speed("haiku") == (1.0, 25.0)
+
+
+def test_an_answer_that_came_at_once_or_is_empty_divides_by_nothing() -> None:
+    speed = watched(COMPARED_AFTER, first_s=0.5, total_s=0.5).speed("haiku")
+    assert speed is not None
+    assert 0 < speed[1] < float("inf")
+    assert watched(COMPARED_AFTER, first_s=0.5, total_s=0.5, tokens=0).speed("haiku") is None
+
+
+def test_a_models_usual_answer_is_the_median() -> None:
+    learned = Learned()
+    for tokens in (10, 20, 30, 40):
+        learned.observe("haiku", 100, 100, tokens, None)
+    assert learned.usual_output("haiku") is None
+    learned.observe("haiku", 100, 100, 4_000, None)
+    assert learned.usual_output("haiku") == 30

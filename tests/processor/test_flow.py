@@ -137,7 +137,7 @@ async def test_an_answer_that_the_deadline_cut_off_is_charged_and_counted_by_its
     prompt = "word " * 400  # about 500 tokens
     error = (await ask(nc, body(prompt, fallback=False, deadline_ms=300), Nats_Msg_Id="job-1"))["error"]
     assert error["type"] == "deadline_exceeded"
-    events = await wait_until(lambda: all_audit_events(nc, "job-1", 3))
+    events = await wait_until(lambda: all_audit_events(nc, "job-1", 4))
     attempt = next(event for event in events if event["event"] == "attempt")
     assert (attempt["cost_estimated"], attempt["usage"]["input_fresh"] >= 500) == (True, True)
     assert attempt["cost_usd"] > 0
@@ -149,7 +149,7 @@ async def test_what_a_vendor_refused_costs_nothing(nc: Client, start: StartProce
     providers = {"anthropic": ScriptedProvider([Overloaded("busy", status=529)]), "groq": ScriptedProvider(answer())}
     await start(providers)
     reply = await ask(nc, body("word " * 400))
-    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 4)) if e["event"] == "attempt"]
+    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 5)) if e["event"] == "attempt"]
     assert (attempts[0]["cost_usd"], attempts[0]["cost_estimated"]) == (0, False)
 
 
@@ -157,7 +157,7 @@ async def test_a_broken_attempt_is_in_the_replys_cost(nc: Client, start: StartPr
     cut: list[Step] = [Opened(), UsageSeen(Usage(10_000)), TextDelta("x"), StreamCut("cut")]
     await start({"anthropic": ScriptedProvider(cut), "groq": ScriptedProvider(answer(model="openai/gpt-oss-20b"))})
     reply = await ask(nc, body())
-    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 4)) if e["event"] == "attempt"]
+    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 5)) if e["event"] == "attempt"]
     first, second = (attempt["cost_usd"] for attempt in attempts)
     assert first > 0.009
     assert reply["cost_usd"] == pytest.approx(first + second)
@@ -425,7 +425,7 @@ async def test_a_critical_request_whose_first_token_is_late_asks_a_second_model_
     assert (reply["response"], reply["provider"], reply["attempts"]) == ("From the other.", "groq", 2)
     assert vendor.cancelled == 1
     await wait_until(lambda: processor.limits.outstanding == 0)
-    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 4)) if e["event"] == "attempt"]
+    attempts = [e for e in await wait_until(lambda: all_audit_events(nc, reply["id"], 5)) if e["event"] == "attempt"]
     costs = {attempt["provider"]: attempt["cost_usd"] for attempt in attempts}
     assert costs["anthropic"] > 0
     assert reply["cost_usd"] == pytest.approx(costs["anthropic"] + costs["groq"])

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from processor import limit_accounts
 from processor import limits as limits_module
 from processor.broker import contract_dir
-from processor.bucket import Admit, Denied, Entry, Hold, Need, Op, Result, Settle, State, Told
+from processor.bucket import Admit, Denied, Entry, Hold, Need, Op, Record, Result, Settle, State, Told
 from processor.bus import Bus
 from processor.catalog import Catalog, CatalogModel, load_catalog
 from processor.catalog import Limits as LimitsTable
+from processor.limit_accounts import Tally
 from processor.limit_stores import (
     Contended,
     LimitStore,
@@ -600,11 +602,82 @@ async def test_a_hold_holds_in_the_next_store_too(desk: Open) -> None:
 
 
 async def test_what_the_replica_remembers_for_other_stores_is_bounded() -> None:
-    tally = limits_module.Tally()
+    tally = Tally()
     for second in range(4000):
         tally.add([Entry("", "rpm", second * 1000, 1)])
     assert len(tally.amounts) < 300
     assert sum(tally.amounts.values()) >= 60
+
+
+# --- room -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are taken anew at each look."""
+    monkeypatch.setattr(limit_accounts, "ROOM_S", 0.0)
+
+
+@pytest.mark.usefixtures("now")
+async def test_room_is_the_free_share_of_the_tightest_limit(desk: Open) -> None:
+    limits = desk(anthropic=LimitsTable(rpm=10, tpm=1000), groq=LimitsTable(pace=5)).limits
+    assert (limits.room(HAIKU), limits.room(LLAMA), limits.room(LOCAL)) == (1.0, None, None)
+    reservation = await granted(limits, need=Need(1, 400, 400))
+    assert limits.room(HAIKU) == limits.room(SONNET) == pytest.approx(0.2)
+    limits.settle(reservation, Need(1, 100, 100))
+    await wait_until(lambda: limits.room(HAIKU) == pytest.approx(0.8))
+    for _ in range(4):
+        await granted(limits)
+    assert limits.room(HAIKU) == pytest.approx(0.5)
+    limited = HAIKU.model_copy(update={"limits": LimitsTable(rpm=2)})
+    await granted(limits, limited)
+    await granted(limits, limited)
+    assert limits.room(limited) == 0.0
+    assert limits.room(SONNET) == pytest.approx(0.3)
+
+
+@pytest.mark.usefixtures("now")
+async def test_what_is_kept_for_critical_requests_is_no_room(desk: Open) -> None:
+    limits = desk(buffer=0.2, anthropic=LimitsTable(rpm=10)).limits
+    for _ in range(4):
+        await granted(limits)
+    assert limits.room(HAIKU) == pytest.approx(0.5)
+    for _ in range(6):
+        await granted(limits)
+    assert limits.room(HAIKU) == 0.0
+
+
+async def test_there_is_no_room_while_a_vendor_asked_to_wait_or_a_store_has_refused(desk: Open) -> None:
+    d = desk(anthropic=LimitsTable(rpm=10), groq=LimitsTable(rpm=10))
+    d.limits.hold(HAIKU, 30, whole_provider=False, reason="wait")
+    assert (d.limits.room(HAIKU), d.limits.room(SONNET)) == (0.0, 1.0)
+    d.limits.hold(SONNET, 0.05, whole_provider=True, reason="wait")
+    assert d.limits.room(SONNET) == 0.0
+    await wait_until(lambda: d.limits.room(SONNET) == 1.0)
+    await d.first.run("groq", [Record((Entry("", "rpm", round(time.time() * 1000), 10),))])  # by another replica
+    assert isinstance(await reserve(d.limits, LLAMA), Denied)
+    assert d.limits.room(LLAMA) == 0.0
+
+
+async def test_a_vendors_own_word_counts_while_it_holds(desk: Open) -> None:
+    limits = desk().limits
+    limits.tell(HAIKU, [Quota("tpm", 1000, 50, 0.05), Quota("rpm", None, 5, 60)])
+    assert limits.room(HAIKU) == pytest.approx(0.05)
+    assert limits.room(SONNET) is None
+    await wait_until(lambda: limits.room(HAIKU) is None)
+
+
+async def test_there_is_no_room_for_what_never_fits(desk: Open) -> None:
+    limits = desk(anthropic=LimitsTable(tpm=1000)).limits
+    assert (limits.room(HAIKU, 1_500), limits.room(HAIKU, 1_501)) == (1.0, 0.0)
+
+
+async def test_looking_for_room_does_not_sum_up_each_time(desk: Open) -> None:
+    limits = desk(anthropic=LimitsTable(rpm=10)).limits
+    assert limits.room(HAIKU) == 1.0
+    await granted(limits)
+    assert limits.room(HAIKU) == 1.0
+    await wait_until(lambda: limits.room(HAIKU) == pytest.approx(0.9))
 
 
 # --- real ones ------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ async def test_an_attempt_that_the_bus_ends_is_charged_like_any_other(nc: Client
     await start({"anthropic": ScriptedProvider([Opened(), UsageSeen(usage), TextDelta("x" * nc.max_payload)])})
     reply = (await ask_stream(nc, body(stream=True))).final
     assert reply["error"]["type"] == "too_large"
-    events = await wait_until(lambda: all_audit_events(nc, reply["error"]["request_id"], 3))
+    events = await wait_until(lambda: all_audit_events(nc, reply["error"]["request_id"], 4))
     attempt = next(event for event in events if event["event"] == "attempt")
     assert (attempt["error"]["kind"], attempt["cost_usd"] > 0) == ("internal", True)
 
@@ -268,4 +268,4 @@ async def test_an_audit_log_that_does_not_answer_keeps_no_reply_back(
     reply = await ask(nc, body(), timeout=5)
     told.set()
     assert reply["response"] == "Hello."
-    await wait_until(lambda: all_audit_events(nc, reply["id"], 3))
+    await wait_until(lambda: all_audit_events(nc, reply["id"], 4))
