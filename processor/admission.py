@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from aiolimiter import AsyncLimiter
 
@@ -24,6 +25,8 @@ from processor.spending import Spending
 from processor.subjects import Priority
 from processor.tasks import happens
 from processor.waiting import Line, Waiter
+
+T = TypeVar("T")
 
 FRESH_S = 0.5
 """How old a reservation should be at most when its call begins …"""
@@ -139,7 +142,7 @@ class Admission:
         self._lines: dict[Place, Line] = {}
         self._pacers = _pacers(catalog)
         self._inside: set[Waiter] = set()
-        self._closing = False
+        self._closed = asyncio.Event()
         health.on_closed(self._reopen)
 
     def close(self) -> None:
@@ -147,7 +150,7 @@ class Admission:
 
         Who wakes now wants a slot again: they are to be dismissed.
         """
-        self._closing = True
+        self._closed.set()
         for waiter in self._inside:
             waiter.wake()
 
@@ -190,6 +193,28 @@ class Admission:
             if isinstance(tried := await self._try(entrant, option, passer_by), Admitted):
                 return tried
         return None
+
+    async def rest(self, slot: Slot, waiting: Awaitable[T]) -> T:
+        """Wait for what is none of a vendor's business without holding the slot.
+
+        Raises:
+            HandedBack: the processor stops.
+        """
+        waits = asyncio.ensure_future(waiting)
+        closes = asyncio.create_task(self._closed.wait())
+        self.parked.change(slot.priority, +1)
+        try:
+            await slot.parked(asyncio.wait({waits, closes}, return_when=asyncio.FIRST_COMPLETED))
+            if not waits.done():
+                raise HandedBack(0)
+            return waits.result()
+        except Dismissed:
+            raise HandedBack(0) from None
+        finally:
+            self.parked.change(slot.priority, -1)
+            for task in (waits, closes):
+                task.cancel()
+            await asyncio.wait({waits, closes})
 
     def drop(self, model: CatalogModel, admitted: Admitted) -> None:
         """Give back what a call holds that is not made."""
@@ -292,7 +317,7 @@ class Admission:
         self, entrant: Entrant, waiter: Waiter, blocked: Mapping[Option, _Blocked], woken: asyncio.Event
     ) -> None:
         """Give the slot up until one of the options may be free; then take one again."""
-        if self._closing:
+        if self._closed.is_set():
             raise HandedBack(0)
         now = time.monotonic()
         waits = [

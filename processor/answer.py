@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -25,10 +26,12 @@ from processor.outcome import Contender, Option, Plan, verdict
 from processor.prompts import answer_limit
 from processor.replies import Ending, Outbox, Replies
 from processor.reply_bodies import Considered, FinalReply, ReplyRoute, ReplyUsage, Timing
-from processor.router import Candidate, Route
+from processor.reuse import Answered, Reuse, Reused
+from processor.router import ASKED, Candidate, Route
 from processor.slots import Slot
 from processor.spending import Spending
 from processor.subjects import Priority
+from providers.base import TextDelta, ToolCallDelta
 from providers.errors import ProviderError, RateLimited
 
 LOOK_AGAIN_S = 0.2
@@ -48,14 +51,6 @@ class Context:
     common: Mapping[str, Any]
     """The fields that all its audit events share."""
     replies: Replies
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A complete answer, and its attempt for the audit log: to be written where no cancellation can lose it."""
-
-    reply: FinalReply
-    attempt: Attempt
 
 
 class EndedElsewhere(Exception):
@@ -98,6 +93,19 @@ class _Work:
         self.plan.failed(index, error, time.monotonic())
         self.entrant.passed_over[index] = f"failed: {error.message} ({error.kind})"
 
+    @property
+    def reuse_class(self) -> str:
+        """Which models may answer: a request that pins its model has no answer of one that another stood in for."""
+        alone = len(self.chosen.candidates) == 1
+        return f"{self.chosen.model_class}{'' if alone else ' or another'}"
+
+    def stands_in(self, index: int) -> bool:
+        """Whether candidate `index` is not what was meant: for `auto`, whether it is worse, or a demo."""
+        first, served = self.chosen.candidates[0].model, self.chosen.candidates[index].model
+        if self.chosen.rule == ASKED:
+            return served is not first
+        return served.tier < first.tier or served.demo
+
     def considered(self, served: int) -> tuple[Considered, ...]:
         """Every candidate with what came of it, then those that were refused."""
         reasons = {index: why for index, why in self.entrant.passed_over.items() if index != served}
@@ -120,6 +128,7 @@ class Answerer:
         catalog: Catalog,
         spending: Spending,
         audit: AuditLog,
+        reuse: Reuse,
         *,
         max_retries: int,
         hedge_critical: bool,
@@ -132,18 +141,31 @@ class Answerer:
         self._catalog = catalog
         self._spending = spending
         self._audit = audit
+        self._reuse = reuse
         self._max_retries = max_retries
         self._hedge_critical = hedge_critical
         self._jitter = jitter
 
     async def answer(self, request: Request, context: Context) -> Answered:
-        """The reply of the first candidate that completes.
+        """An answer that is there already, or the reply of the first candidate that completes.
 
         Raises:
             RequestError: every candidate failed, none fits or is free in time, or the model is unknown.
             HandedBack: no candidate is free soon, and the request has time.
         """
         work = self._begin(request, context)
+        found = await self._reuse.answer(
+            request,
+            work.reuse_class,
+            context.slot.priority,
+            partial(self._call_until_one_completes, work),
+            partial(self._admission.rest, context.slot),
+        )
+        if isinstance(found, Reused):
+            return Answered(await self._again(work, found), None)
+        return found
+
+    async def _call_until_one_completes(self, work: _Work) -> Answered:
         while options := work.plan.options():
             await self._look_again(work)
             try:
@@ -153,7 +175,7 @@ class Answerer:
             done = await self._call(work, admitted, options)
             if done is not None:
                 run, index, record = done
-                return Answered(self._final(work, run, index), record)
+                return Answered(self._final(work, run, index), record, stands_in=work.stands_in(index))
         failures = [(work.chosen.candidates[index].name, error) for index, error in work.plan.failures]
         raise verdict(failures, [(r.model, r.reason) for r in work.chosen.refusals])
 
@@ -251,6 +273,30 @@ class Answerer:
     async def _make(self, work: _Work, run: Run) -> Attempt:
         context = work.context
         return await self._attempts.make(run, work.request, context.outbox, context.tally, context.common)
+
+    async def _again(self, work: _Work, found: Reused) -> FinalReply:
+        """What another request was answered, as this one's own reply: for nothing, and streamed if that was asked."""
+        context, original = work.context, found.reply
+        await context.outbox.begin(context.first_attempt)
+        if original.response:
+            await context.outbox.delta(TextDelta(original.response))
+        for number, call in enumerate(original.tool_calls):
+            await context.outbox.delta(ToolCallDelta(number, call.id, call.name, call.arguments))
+        total_ms = milliseconds((datetime.now(UTC) - context.accepted).total_seconds())
+        whence = "an identical request under way" if found.coalesced else "the cache"
+        return original.model_copy(
+            update={
+                "id": context.outbox.request_id,
+                "cost_usd": Decimal(0),
+                "cost_estimated": False,
+                "cached": not found.coalesced,
+                "coalesced": found.coalesced,
+                "saved_usd": original.cost_usd,
+                "attempts": context.first_attempt - 1,
+                "route": ReplyRoute(reason=f"from {whence}: {original.route.reason}"),
+                "timing": Timing(queued_ms=total_ms, first_token_ms=total_ms, total_ms=total_ms),
+            }
+        )
 
     def _final(self, work: _Work, run: Run, index: int) -> FinalReply:
         context, candidate = work.context, run.candidate

@@ -39,11 +39,14 @@ class CacheStore(Protocol):
         CacheUnavailable: go on without it.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def get(self, key: str) -> bytes | None: ...
 
     async def put(self, key: str, value: bytes) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class MemoryCache:
@@ -67,6 +70,9 @@ class MemoryCache:
 
     def clear(self) -> None:
         self._entries.clear()
+
+    async def close(self) -> None:
+        """Nothing to close."""
 
 
 class RedisCalls:

@@ -58,7 +58,7 @@ async def announce(
     catalog: Catalog,
     providers: Collection[str],
     replica: str,
-    load: Callable[[], Mapping[str, int]],
+    load: Callable[[], Mapping[str, Any]],
     route: Callable[[Request], Route],
 ) -> Service:
     """Register this replica; its endpoint `llm.models` lists the catalog and what can be called now.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Literal
@@ -35,6 +35,10 @@ class CacheFigures:
     misses: int = 0
     coalesced: int = 0
     saved_usd: Decimal = Decimal(0)
+
+    def shown(self) -> dict[str, float]:
+        """For statistics."""
+        return {**asdict(self), "saved_usd": float(self.saved_usd)}
 
 
 def fingerprint(request: Request, model_class: str) -> str:

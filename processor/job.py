@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from processor.answer import Answered
 from processor.attempt import Tally
 from processor.lanes import Delivery
+from processor.reuse import Answered
 from processor.slots import Slot
 
 

@@ -31,6 +31,8 @@ class Leases(Protocol):
 
     async def give_back(self, key: str, token: str) -> None: ...
 
+    async def close(self) -> None: ...
+
 
 class RedisLeases:
     """`SET NX PX`, then compare and set, compare and delete (redis.io, "Distributed locks", with a single instance).

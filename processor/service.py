@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from pydantic import SecretStr
@@ -26,6 +26,7 @@ from processor.bookkeeper import Bookkeeper
 from processor.broker import contract_dir
 from processor.budgets import configured as configured_budgets
 from processor.bus import Bus
+from processor.cache_stores import CacheStore, FallbackCache, MemoryCache, RedisCache
 from processor.catalog import Catalog, load_catalog
 from processor.clocks import Clocks
 from processor.config import Settings
@@ -35,6 +36,7 @@ from processor.health import Health
 from processor.hints import Hints
 from processor.ingress import Ingress
 from processor.lanes import Lanes
+from processor.leases import Leases, RedisLeases
 from processor.ledger import Ledger
 from processor.limit_stores import LimitStore, NatsStore, RedisStore, steady_clock
 from processor.limits import Limits
@@ -42,6 +44,7 @@ from processor.lookout import Lookout
 from processor.prefixes import Prefixes
 from processor.provision import provision
 from processor.replies import Probes, Replies
+from processor.reuse import Reuse
 from processor.schedule import Schedule
 from processor.slots import Slots
 from processor.spending import Spending
@@ -168,6 +171,7 @@ class Processor:
             by_quality=not settings.cost_optimization,
             thrifty=self.spending.is_nearly_used,
         )
+        self._reuse = self._reused()
         schedule = Schedule.of(settings.lane_weights)
         self._admission = Admission(
             catalog,
@@ -204,6 +208,21 @@ class Processor:
             prefixes=prefixes,
         )
 
+    def _reused(self) -> Reuse:
+        """The cache of answers: in Redis where there is one, else in this process."""
+        settings = self._settings
+        cache: CacheStore = MemoryCache(settings.cache_max_size, settings.cache_ttl)
+        leases: Leases | None = None
+        if self._redis is not None:
+            shared = FallbackCache(
+                RedisCache(self._redis, settings.cache_max_size, settings.cache_ttl),
+                MemoryCache(settings.cache_max_size, settings.cache_ttl),
+                on_degraded=lambda why: self._alerts.tell("warning", "cache", why),
+                on_recovered=lambda what: self._alerts.tell("info", "cache recovered", what),
+            )
+            cache, leases = shared, RedisLeases(self._redis, is_shared=lambda: shared.is_shared)
+        return Reuse(cache, leases, enabled=settings.enable_cache, sampled=settings.cache_sampled)
+
     def _answerer(self) -> Answerer:
         settings, learned = self._settings, self._learned
         clocks = Clocks(
@@ -232,6 +251,7 @@ class Processor:
             self._catalog,
             self.spending,
             self._audit,
+            self._reuse,
             max_retries=settings.max_retries,
             hedge_critical=settings.hedge_critical,
             jitter=random.random,
@@ -240,15 +260,18 @@ class Processor:
     def stop(self) -> None:
         self._stopping.set()
 
-    def load(self) -> dict[str, int]:
-        """What this replica has on its hands at this moment."""
+    def load(self) -> dict[str, Any]:
+        """What this replica has on its hands at this moment, what its cache was good for, what budgets have left."""
         return {
             "running": len(self._worker.running),
             "parked": self._admission.parked.total,
             "held": len(self._lanes.held),
             "reservations": self.limits.outstanding,
             "holds": self.spending.outstanding,
+            "sharing": self._reuse.under_way,
             "tasks": len(asyncio.all_tasks()),
+            "cache": self._reuse.figures.shown(),
+            "budgets": self.spending.used(),
         }
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -265,6 +288,7 @@ class Processor:
                 await left.abandon()
             await self.limits.close()
             await self._keeper.close()
+            await self._reuse.close()
             if self._redis is not None:
                 await self._redis.aclose()
 

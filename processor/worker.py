@@ -266,7 +266,8 @@ class Worker:
             await asyncio.wait({job.call})
         try:
             answered = job.call.result()
-            await self._audit.write_within(answered.attempt, AUDIT_FIRST_S)
+            if answered.attempt is not None:
+                await self._audit.write_within(answered.attempt, AUDIT_FIRST_S)
             return answered.reply, AuditEvent.COMPLETED
         except asyncio.CancelledError:
             if not job.call.cancelled():
@@ -292,7 +293,8 @@ class Worker:
 
     async def _end(self, job: Job, outbox: Outbox, result: FinalReply | RequestError, event: AuditEvent) -> None:
         """Store the ending; if a worker was faster, or the broker refuses its size, another one counts."""
-        if job.delivery.count > 1 and not job.tally.attempts:  # what an earlier delivery has streamed is void
+        if job.delivery.count > 1 and not job.tally.attempts and isinstance(result, RequestError):
+            # What an earlier delivery has streamed is void.
             outbox.stream = job.streamed and self._enable_streaming
             await outbox.begin(await self._first_attempt(job))
         ending = Ending.of(outbox, result)
@@ -364,6 +366,9 @@ class Worker:
                 provider=final.provider,
                 finish_reason=final.finish_reason,
                 cost_usd=final.cost_usd,
+                cached=final.cached,
+                coalesced=final.coalesced,
+                saved_usd=final.saved_usd or None,
             )
         error = ErrorReply.model_validate_json(ending.body).error
         return Ended(

@@ -1,0 +1,122 @@
+"""Answers without a call: from the cache, or from the call of an identical request that is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from processor.audit_events import Attempt
+from processor.cache_stores import CacheStore
+from processor.fingerprint import (
+    CacheFigures,
+    cache_use,
+    decode_entry,
+    encode_entry,
+    fingerprint,
+    may_enter,
+)
+from processor.flights import Flights
+from processor.leases import Leases
+from processor.messages import Request
+from processor.reply_bodies import FinalReply
+from processor.subjects import Priority
+
+CRITICAL = ":critical"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A complete answer, and its attempt for the audit log: to be written where no cancellation can lose it.
+
+    `stands_in`: by a model that only stood in for the one that was meant.
+    """
+
+    reply: FinalReply
+    attempt: Attempt | None
+    stands_in: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """What another request was answered; `coalesced`: both were under way at once."""
+
+    reply: FinalReply
+    coalesced: bool
+
+
+class Reuse:
+    """Looks an answer up, or lets one of many identical requests make the call. One per processor."""
+
+    def __init__(
+        self,
+        cache: CacheStore,
+        leases: Leases | None,
+        *,
+        enabled: bool,
+        sampled: bool,
+    ) -> None:
+        self._cache = cache
+        self._leases = leases
+        self._flights: Flights[FinalReply] = Flights(self._look, leases)
+        self._enabled = enabled
+        self._sampled = sampled
+        self.figures = CacheFigures()
+
+    @property
+    def under_way(self) -> int:
+        """Requests that make a call for others or wait for one, and leases held."""
+        return len(self._flights) + self._flights.open_leases
+
+    async def answer(
+        self,
+        request: Request,
+        model_class: str,
+        priority: Priority,
+        call: Callable[[], Awaitable[Answered]],
+        rest: Callable[[Awaitable[FinalReply | None]], Awaitable[FinalReply | None]],
+    ) -> Answered | Reused:
+        """What answers `request`: `call`, unless an answer is there or on its way.
+
+        Args:
+            rest: waits for what it is given without holding a worker's slot.
+        """
+        use = cache_use(request, enabled=self._enabled, sampled=self._sampled)
+        if use == "skip":
+            return await call()
+        key = fingerprint(request, model_class)
+        if use == "refresh":
+            return await self._kept(key, await call())
+        if (hit := await self._look(key)) is not None:
+            return self._reused(hit, coalesced=False)
+        # A critical request waits for no call that may itself wait in a lower lane's line.
+        async with self._flights.join(f"{key}{CRITICAL if priority is Priority.CRITICAL else ''}") as flight:
+            if not flight.leads and (landed := await rest(flight.outcome())) is not None:
+                return self._reused(landed, coalesced=True)
+            self.figures.misses += 1
+            answered = await self._kept(key, await call())
+            flight.land(answered.reply)
+            return answered
+
+    async def _kept(self, key: str, answered: Answered) -> Answered:
+        if not answered.stands_in and may_enter(answered.reply):
+            await self._cache.put(key, encode_entry(answered.reply))
+        return answered
+
+    async def _look(self, key: str) -> FinalReply | None:
+        entry = await self._cache.get(key.removesuffix(CRITICAL))
+        return None if entry is None else decode_entry(entry)
+
+    def _reused(self, reply: FinalReply, *, coalesced: bool) -> Reused:
+        if coalesced:
+            self.figures.coalesced += 1
+        else:
+            self.figures.hits += 1
+        self.figures.saved_usd += reply.cost_usd
+        return Reused(reply, coalesced)
+
+    async def close(self) -> None:
+        """Give all leases back, and end what is asked of Redis."""
+        await self._flights.close()
+        if self._leases is not None:
+            await self._leases.close()
+        await self._cache.close()
