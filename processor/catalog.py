@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from processor.pricing import FREE, Cost, Price, PriceList, Rates
+from processor.pricing import FREE, PER, Cost, Price, PriceList, Rates
 from processor.rules import Routing, unknown_model
 from processor.traits import Ability
 from providers.base import Usage
@@ -217,8 +217,8 @@ class Catalog:
 
     def expected_cost(self, model: CatalogModel, input_tokens: int, output_tokens: int, on: date) -> Decimal:
         """US dollars that a call of so many tokens costs on that day, without what a cache may save."""
-        usage = Usage(input_fresh=input_tokens, output_visible=output_tokens)
-        return self.price_lists[model.alias].cost(usage, on)
+        rates = self.price_lists[model.alias].rates(input_tokens, on)
+        return (rates.input * input_tokens + rates.output * output_tokens) / PER
 
 
 def load_catalog(overlay: Path | None = None, *, local_server: bool = False, local_model: str | None = None) -> Catalog:

@@ -126,6 +126,13 @@ def test_a_one_hour_cache_write_costs_more_than_a_five_minute_one() -> None:
     assert (five, hour) == (Decimal("1.25"), Decimal(2))
 
 
+def test_an_expected_cost_is_that_of_a_call_which_no_cache_helps() -> None:
+    for alias, tokens in (("haiku", 1_000), ("haiku-5.5", 150_000), ("local", 10)):
+        model = CATALOG.models[alias]
+        real = CATALOG.price(Usage(tokens, output_visible=70), model, served_by=None, at=TODAY).usd
+        assert CATALOG.expected_cost(model, tokens, 70, TODAY.date()) == real
+
+
 def test_the_price_is_that_of_the_model_that_really_served() -> None:
     asked = CATALOG.models["gemini"]
     usage = Usage(1_000_000)

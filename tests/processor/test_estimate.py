@@ -141,7 +141,7 @@ def test_of_whole_answers_all_the_time_is_in_the_pace_and_streams_count_before_t
 
 
 def test_a_speed_follows_the_vendor_and_one_slow_call_does_not_move_it() -> None:
-    learned = watched(RECENT_CALLS, first_s=0.5, total_s=2.5)
+    learned = watched(2 * RECENT_CALLS, first_s=0.5, total_s=2.5)
     learned.observe("haiku", 100, 100, 100, 30.0, duration_s=90.0)
     assert learned.speed("haiku") == (0.5, 50.0)
     for _ in range(RECENT_CALLS):
