@@ -130,6 +130,12 @@ def test_gemini_is_the_backup(fields: dict[str, Any]) -> None:
     assert names(alone)[0] == "gemini"
 
 
+def test_a_hard_question_is_told_from_an_easy_one_by_its_text() -> None:
+    hard = "Prove that the sum of two odd integers is even, then weigh the trade-offs of both proofs step by step."
+    assert (routed(text=hard).rule, routed(text="Translate 'rain' into Swahili.").rule) == ("complex", "default")
+    assert names(routed(text=hard))[0] == "sonnet"
+
+
 def test_the_default_is_what_the_setting_says() -> None:
     assert names(under(EASY, default="sonnet"))[0] == "sonnet"
     assert names(routed())[0] == names(routed(model="auto"))[0] == "haiku"
