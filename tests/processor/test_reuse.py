@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from providers.base import Finished, FinishReason, Opened, TextDelta, ToolCallDelta, Usage
-from providers.errors import InvalidPrompt, Overloaded
+from providers.errors import InvalidPrompt, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor, redis_server, short_folder
 from tests.processor.test_end_to_end import answer, slow
@@ -139,7 +139,7 @@ async def test_an_answer_that_was_cut_or_refused_is_not_kept(
 
 
 async def test_the_answer_of_a_model_that_only_stood_in_is_not_kept(nc: Client, start: StartProcessor) -> None:
-    gemini = in_turn([Overloaded("busy")], answer("from gemini", "gemini-2.5-flash"))
+    gemini = in_turn([VendorError("broken")], answer("from gemini", "gemini-2.5-flash"))
     await start({"anthropic": ScriptedProvider(answer("from another")), "gemini": gemini})
     first = await ask(nc, body("Why?", model="gemini"))
     second = await ask(nc, body("Why?", model="gemini"))
