@@ -123,7 +123,7 @@ class _Terminal:
         about = (
             f"{reply['served_by']} ({reply['provider']}) · {usage['input_tokens']} in, {usage['output_tokens']} out · "
             f"${reply['cost_usd']:.6f} · first token {timing['first_token_ms'] or 0:.0f} ms, "
-            f"total {timing['total_ms']:.0f} ms · {reply['id']}"
+            f"total {timing['total_ms']:.0f} ms · {_reused(reply)}{reply['id']}"
         )
         Console(stderr=True, highlight=False, soft_wrap=True).print(about, style="dim")
         for warning in reply.get("warnings", ()):
@@ -143,6 +143,13 @@ class _Terminal:
         if not self._as_json and text:
             self._shown = True
             print(text, end="", flush=True)
+
+
+def _reused(reply: dict[str, Any]) -> str:
+    if not (reply.get("cached") or reply.get("coalesced")):
+        return ""
+    whence = "cached" if reply.get("cached") else "answered with another"
+    return f"{whence}, saved ${reply['saved_usd']:.6f} · "
 
 
 async def provision_report(settings: Settings, *, update: bool, replicas: int | None, files: Path | None) -> int:

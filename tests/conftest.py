@@ -183,8 +183,11 @@ def make_settings(**changes: Any) -> Settings:
 async def running_processor(
     url: str, providers: Mapping[str, Provider], *, replica: str = "test", **settings: Any
 ) -> AsyncIterator[Processor]:
-    """A whole processor in this process, taken down in order at the end."""
-    chosen = make_settings(**settings)
+    """A whole processor in this process, taken down in order at the end.
+
+    Without a cache unless `enable_cache` is given: tests that ask the same thing again mean another call.
+    """
+    chosen = make_settings(**{"enable_cache": False} | settings)
     bus = Bus()
     await bus.connect(url, chosen, name=replica)
     catalog = load_catalog(chosen.sidecar_catalog)

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -19,7 +20,7 @@ from providers.scripted import Pause, ScriptedProvider
 from tests.acceptance.vendors import serving_vendors
 from tests.conftest import StartProcessor
 from tests.processes import running
-from tests.talk import ask, body
+from tests.talk import ask, body, read
 from tests.wait import wait_until
 
 USAGE = Usage(input_fresh=100, output_visible=180)
@@ -139,3 +140,33 @@ async def test_killed_between_reply_and_count_again_and_again_the_counters_equal
                 return spent > 0 and dollars(await counted(nc)) == spent and await counted(nc, Unit.CALLS) == 80
 
             await wait_until(equal, timeout_s=40)
+
+
+async def test_when_a_budget_is_nearly_used_auto_prefers_cheaper_models_and_says_so(
+    nc: Client, start: StartProcessor, tmp_path: Path
+) -> None:
+    catalog = with_budgets(tmp_path, f"daily_usd = {COST}")
+    await start({"anthropic": vendor()}, sidecar_catalog=catalog, enable_cache=False)
+    before = await ask(nc, body("first", model="auto", task_type="code"))
+
+    async def saves() -> dict[str, Any] | None:
+        reply = await ask(nc, body("next", model="auto", task_type="code"))
+        return reply if "the budget is nearly used" in reply["route"]["reason"] else None
+
+    after = await wait_until(saves)
+    assert before["model"].startswith("sonnet")
+    assert after["model"].startswith("haiku")
+
+
+async def test_the_statistics_tell_what_is_spent_of_each_budget(
+    nc: Client, start: StartProcessor, tmp_path: Path
+) -> None:
+    await start({"anthropic": vendor()}, sidecar_catalog=with_budgets(tmp_path, "daily_usd = 2"))
+    await ask(nc, body("first"))
+
+    async def told() -> bool:
+        stats = read(await nc.request("$SRV.STATS.sidecar", b"", timeout=5))
+        budgets = stats["endpoints"][0]["data"]["budgets"]
+        return bool(budgets == {"the daily budget of $2.00": {"limit_usd": 2.0, "spent_usd": 0.001}})
+
+    await wait_until(told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from providers.base import Finished, FinishReason, Opened, TextDelta, ToolCallDelta, Usage
+from processor.service import Processor
+from providers.base import Finished, FinishReason, Opened, Provider, TextDelta, ToolCallDelta, Usage
 from providers.errors import InvalidPrompt, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor, redis_server, short_folder
@@ -25,6 +26,16 @@ def in_turn(*scripts: Sequence[Step]) -> ScriptedProvider:
     """Plays another script at each call, the last one again and again."""
     left = list(scripts)
     return ScriptedProvider(lambda _: left.pop(0) if len(left) > 1 else left[0])
+
+
+@pytest.fixture
+def start(start: StartProcessor) -> StartProcessor:
+    """With the cache, as it is where nobody turns it off."""
+
+    async def with_cache(providers: Mapping[str, Provider], **settings: Any) -> Processor:
+        return await start(providers, **{"enable_cache": True} | settings)
+
+    return with_cache
 
 
 COST = 0.000035  # of one answer(): 10 tokens in, 5 out
