@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
 import orjson
 
+from processor.spend import dollars, pico
 from tests.chaos.vendor import Call
 
 ENDINGS = frozenset({"final", "error"})
@@ -97,8 +99,10 @@ class Evidence:
     calls: Sequence[Call]
     outages: Sequence[tuple[float, float]] = ()
     """From when until when messages could pass clients and streams by: deltas, never endings."""
-    loads: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    loads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What each sidecar that lives says it has on its hands."""
+    counted: int | None = None
+    """What the counters of `LLM_SPEND` say was spent, in pico-dollars."""
     idle_tasks: int = 0
     """How many tasks a sidecar without a request has."""
 
@@ -121,6 +125,7 @@ def faults(sent: Sequence[Sent], evidence: Evidence) -> list[str]:
     for request in sent:
         found += _client(request, evidence)
     found += _bills(evidence)
+    found += _money(evidence)
     return found
 
 
@@ -132,11 +137,11 @@ def _queue(evidence: Evidence) -> Iterator[str]:
             yield f"consumer {consumer} has {count} unacknowledged deliveries"
 
 
-def left_over(loads: Mapping[str, Mapping[str, int]], idle_tasks: int) -> Iterator[str]:
+def left_over(loads: Mapping[str, Mapping[str, Any]], idle_tasks: int) -> Iterator[str]:
     """What sidecars still hold when there is nothing to do."""
     for replica, load in loads.items():
         for what, count in load.items():
-            if count > (idle_tasks if what == "tasks" else 0):
+            if isinstance(count, int) and count > (idle_tasks if what == "tasks" else 0):
                 yield f"{replica} has {count} {what}"
 
 
@@ -239,6 +244,14 @@ def _bills(evidence: Evidence) -> Iterator[str]:
             whole = {call.answer for call in calls[key] if call.answered is not None}
             if ending.fields["response"] not in whole:
                 yield f"{request_id} ({key}): no vendor gave this answer whole: {ending.fields['response']!r}"
+
+
+def _money(evidence: Evidence) -> Iterator[str]:
+    """The counters say what the audit log's attempts cost together, to the last digit."""
+    attempts = [e for events in evidence.audit.values() for e in events if e["event"] == "attempt"]
+    spent = sum(pico(Decimal(str(attempt.get("cost_usd", 0)))) for attempt in attempts)
+    if evidence.counted is not None and evidence.counted != spent:
+        yield f"the counters say {dollars(evidence.counted)} dollars, the audit log {dollars(spent)}"
 
 
 def _shown(messages: Sequence[Message]) -> str:

@@ -17,7 +17,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from processor import jetstream, subjects
+from processor.book import Book
 from processor.jetstream import JetStreamError, JetStreamUnavailable
+from processor.ledger import cells
+from processor.spend import Unit
 from tests.chaos.ledger import Evidence, Message, Sent, left_over
 from tests.chaos.vendor import Call
 
@@ -183,9 +186,11 @@ def _counts(message: Message, *, refused: bool) -> bool:
 
 
 async def settled(nc: Client, load: Load) -> bool:
-    """Whether the queue is empty, nothing is in work or unacknowledged, and every client has all that it waits for."""
+    """Whether the queue is empty, nothing is in work, uncounted or unacknowledged, and every client has its ending."""
     try:
         queued, unacknowledged = await _queue(nc)
+        if not await _is_counted(nc):
+            return False
     except _TROUBLE:
         return False
     if any(left_over(await _loads(nc), load.idle_tasks)):
@@ -211,15 +216,26 @@ async def evidence(nc: Client, load: Load, calls: Sequence[Call]) -> Evidence:
             keys.setdefault(request_id, final.fields["response"].partition("/")[0])
     queued, unacknowledged = await _queue(nc)
     loads = await _loads(nc)
-    return Evidence(replies, audit, keys, queued, unacknowledged, list(calls), load.outages, loads, load.idle_tasks)
+    counted = sum([value async for cell, value in cells(nc) if cell.unit is Unit.COST])
+    return Evidence(
+        replies, audit, keys, queued, unacknowledged, list(calls), load.outages, loads, counted, load.idle_tasks
+    )
 
 
-async def _loads(nc: Client) -> dict[str, dict[str, int]]:
+async def _is_counted(nc: Client) -> bool:
+    """Whether the ledger has come to the end of the audit log."""
+    last = (await jetstream.call(nc, f"STREAM.INFO.{subjects.AUDIT}"))["state"]["last_seq"]
+    message = await jetstream.leaders_message(nc, subjects.LEDGER, {"last_by_subj": subjects.LEDGER_BOOK})
+    book = Book() if message is None else Book.decode(message.body)
+    return book.entry is None and book.position == last
+
+
+async def _loads(nc: Client) -> dict[str, dict[str, Any]]:
     """What each sidecar that lives has on its hands, by replica."""
     inbox = nc.new_inbox()
     sub = await nc.subscribe(inbox)
     await nc.publish("$SRV.STATS.sidecar", reply=inbox)
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, Any]] = {}
     with suppress(nats.errors.TimeoutError):
         while True:
             stats = orjson.loads((await sub.next_msg(timeout=0.5)).data)

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 RATE = 15.0
 """Requests a second: what two processors, the vendors and the client manage on two cores with room to spare."""
 SETTLED_S = 45.0
-STREAMS = ["LLM_REQUESTS", "LLM_REPLIES", "LLM_AUDIT", "LLM_STATE"]
+STREAMS = ["LLM_REQUESTS", "LLM_REPLIES", "LLM_AUDIT", "LLM_STATE", "LLM_SPEND", "LLM_LEDGER"]
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ def test_a_request_without_stream_hears_one_message() -> None:
         (replace(EVIDENCE, queued=1), "LLM_REQUESTS still holds 1"),
         (replace(EVIDENCE, unacknowledged={"low": 2}), "consumer low has 2"),
         (replace(EVIDENCE, loads={"here": {"reservations": 1}}), "here has 1 reservations"),
+        (replace(EVIDENCE, counted=10**12), "the counters say 1 dollars, the audit log 0"),
         (replace(EVIDENCE, loads={"here": {"tasks": 39}}), "here has 39 tasks"),
         (replace(EVIDENCE, replies={}), "was kept and has no ending"),
         (replace(EVIDENCE, replies={"r1": [LAST, LAST]}), "2 endings in LLM_REPLIES"),
