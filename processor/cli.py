@@ -6,7 +6,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Coroutine
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from processor.config import Settings
 from processor.exits import Exit, Fatal
+from processor.grouping import By
 from processor.subjects import Priority
 
 Preference = Literal["cost", "speed", "quality"]
@@ -197,6 +198,59 @@ def age(text: str) -> timedelta:
     if seconds > MAX_AGE_DAYS * unit_s["d"]:
         raise typer.BadParameter(f"{text!r}: {MAX_AGE_DAYS}d at most")
     return timedelta(seconds=seconds)
+
+
+def first_day(text: str) -> date:
+    """A day such as 2026-11-01, or a length of time such as 7d: the day that lies so long back. In UTC."""
+    today = datetime.now(UTC)
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        try:
+            day = date.fromisoformat(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r}: there is no such day") from None
+    else:
+        try:
+            day = (today - age(text)).date()
+        except typer.BadParameter:
+            raise typer.BadParameter(
+                f"{text!r}: a day is written as 2026-11-01, a length of time as 7d or 12h"
+            ) from None
+    if day > today.date():
+        raise typer.BadParameter(f"{text!r}: that day has not come yet")
+    return day
+
+
+@app.command()
+def usage(
+    by: Annotated[By, typer.Option("--by", help="What a row stands for.")] = By.MODEL,
+    since: Annotated[
+        date | None,
+        typer.Option(parser=first_day, metavar="DAY|AGE", help="From 2026-11-01, or 7d ago; else this month's first."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="A JSON object with rows, total, projection_usd, …")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="The rows alone, with exact figures.")] = False,
+    suggest: Annotated[
+        bool, typer.Option("--suggest/--no-suggest", help="Look through the audit log for what might have cost less.")
+    ] = True,
+) -> None:
+    """Show what was spent and saved, how the month will end, and what might have cost less. No sidecar has to run.
+
+    Days and months are in UTC; counters are kept for ever, the audit log for 90 days. Suggestions are computed from
+    that log by routing its requests again as auto, and pricing the same usage.
+
+    Examples: sidecar usage   sidecar usage --by day --since 7d   sidecar usage --by tenant --csv > usage.csv
+
+    Exit codes: 0 shown, 1 it cannot be read, 2 wrong usage, 3 no broker.
+    """
+    from processor.log import configure_logging
+    from processor.usage_command import report_usage
+
+    if json and as_csv:
+        raise typer.BadParameter("--json or --csv, not both")
+    form: Literal["table", "json", "csv"] = "json" if json else "csv" if as_csv else "table"
+    given = settings()
+    configure_logging(given)  # to stderr: on stdout stands what another program may read
+    run(report_usage(given, by=by, since=since, form=form, suggest=suggest))
 
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids as `sidecar dead list` shows them.")]

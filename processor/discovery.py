@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -15,8 +15,9 @@ from nats.aio.subscription import Subscription
 from nats.micro.request import Request as ServiceRequest
 from nats.micro.service import EndpointConfig, Service
 
-from processor import subjects
-from processor.bus import Bus
+from processor import subjects, usage_reading
+from processor.budgets import Budget
+from processor.bus import HEADER_RESERVE, Bus
 from processor.catalog import Catalog
 from processor.errors import RequestError
 from processor.explain import explanation
@@ -60,10 +61,13 @@ async def announce(
     replica: str,
     load: Callable[[], Mapping[str, Any]],
     route: Callable[[Request], Route],
+    budgets: Sequence[Budget] = (),
 ) -> Service:
     """Register this replica; its endpoint `llm.models` lists the catalog and what can be called now.
 
     Its endpoint `llm.route` takes the body of an ask, and says by `route` which models would answer it and why.
+
+    Its endpoint `llm.usage` says what was spent, and how much of `budgets`; one question at a time is answered.
 
     What `load` counts stands in the endpoint's statistics as `data`.
     """
@@ -97,6 +101,14 @@ async def announce(
             body, headers = error_body("", error), error_headers(error)
         await asked.respond(body, headers)
 
+    async def usage(asked: ServiceRequest) -> None:
+        headers = None
+        try:
+            body = await usage_reading.answer(bus.nc, asked.data, budgets, bus.nc.max_payload - HEADER_RESERVE)
+        except RequestError as error:
+            body, headers = error_body("", error), error_headers(error)
+        await asked.respond(body, headers)
+
     service = await nats.micro.add_service(
         _OnlyInboxes(bus.nc),  # type: ignore[arg-type]  # it is one, but for what it subscribes
         name="sidecar",
@@ -107,4 +119,5 @@ async def announce(
     )
     await service.add_endpoint(EndpointConfig(name="models", subject="llm.models", handler=models))
     await service.add_endpoint(EndpointConfig(name="route", subject="llm.route", handler=decide))
+    await service.add_endpoint(EndpointConfig(name="usage", subject="llm.usage", handler=usage))
     return service
