@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from processor.bus import Bus, MessageTooLarge
+from processor.nats_client import cancellable
 
 STREAM_LIMIT_REACHED = 10077
 STREAM_NOT_FOUND = 10059
@@ -200,7 +201,9 @@ async def batch(
     found: list[StoredMessage] = []
     async with _answers(nc, stream, orjson.dumps(query)) as sub:
         while True:
-            answer = await sub.next_msg(timeout=timeout_s)
+            # Python 3.11's `wait_for` loses a cancellation that comes together with a message.
+            with cancellable():
+                answer = await sub.next_msg(timeout=timeout_s)
             if (message := _stored(answer)) is not None:
                 found.append(message)
                 continue

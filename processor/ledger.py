@@ -30,6 +30,7 @@ from processor.budgets import Budget, alarms
 from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage
 from processor.spend import Cell, Folded, Unit, fold
+from processor.tasks import happens
 
 LOOK_EVERY_S: Final = 1.0
 IDLE_EVERY_S: Final = 5.0
@@ -87,11 +88,7 @@ class Ledger:
 
     async def _rest(self) -> None:
         await asyncio.sleep(LOOK_EVERY_S * random.uniform(0.5, 1.5))
-        try:
-            async with asyncio.timeout(IDLE_EVERY_S):
-                await self._spent_here.wait()
-        except TimeoutError:
-            pass
+        await happens(self._spent_here, IDLE_EVERY_S)
         self._spent_here.clear()
 
     async def count(self) -> bool:

@@ -45,7 +45,7 @@ def sendable(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _cancellable() -> Iterator[None]:
+def cancellable() -> Iterator[None]:
     """Raise CancelledError at the end if this task was cancelled inside and what it called has swallowed that."""
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
@@ -149,7 +149,7 @@ class Client(nats.aio.client.Client):
         headers: dict[str, Any] | None = None,
     ) -> Msg:
         # Python 3.11's `wait_for` loses a cancellation that comes together with the answer.
-        with _cancellable():
+        with cancellable():
             return await super().request(subject, payload, timeout, old_style, headers)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
@@ -186,7 +186,7 @@ class Client(nats.aio.client.Client):
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         # nats-py swallows a cancellation that comes while a publish waits for room in its buffer.
-        with _cancellable():
+        with cancellable():
             try:
                 return await super()._flush_pending(force_flush)
             except RuntimeError as error:  # uvloop's, for a transport that is closed

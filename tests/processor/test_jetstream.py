@@ -12,6 +12,7 @@ import nats
 import nats.errors
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from processor import jetstream
 from processor.broker import contract_dir
@@ -111,3 +112,22 @@ async def answered(client: Client) -> dict[str, Any] | None:
 
 async def ignore(_: Exception) -> None:
     """The connection is meant to break."""
+
+
+async def test_a_cancellation_that_comes_together_with_a_batch_is_not_lost(nc: Client, nats_url: str) -> None:
+    """Whoever reads streams in the background for ever could not be stopped otherwise."""
+    bus = Bus()
+    await bus.connect(nats_url, make_settings(), name="test")
+    silent = "SILENT"  # nobody answers in its name but this test
+    asked = await nc.subscribe(f"$JS.API.DIRECT.GET.{silent}")
+    await nc.flush()
+    reading = asyncio.create_task(jetstream.batch(bus.nc, silent, {"seq": 1, "batch": 1}))
+    query = await asked.next_msg(timeout=5)
+    (inbox,) = [sub for sub in bus.nc._subs.values() if sub.subject == query.reply]
+    end = Msg(bus.nc, headers={"Status": "204", "Nats-Num-Pending": "0"})
+    inbox._pending_queue.put_nowait(end)
+    await asyncio.sleep(0)  # the reader's wait has its message, and has not run yet
+    reading.cancel()
+    await asyncio.wait({reading}, timeout=5)
+    assert reading.cancelled()
+    await bus.close()
