@@ -10,7 +10,8 @@ QUESTION = "Why is water important for a community? Answer in two sentences."
 
 async def main() -> int:
     with tempfile.TemporaryDirectory() as data:
-        environment = os.environ | {"SIDECAR_DATA_DIR": data, "NATS_PORT": "0", "LOG_LEVEL": "WARNING"}
+        environment = os.environ | {"SIDECAR_DATA_DIR": data, "LOG_LEVEL": "WARNING"}
+        environment |= {"NATS_PORT": "0", "SIDECAR_PORT": "0"}  # any that are free
         environment.pop("NATS_URL", None)
         print("Starting a NATS broker with JetStream, the sidecar, and a local model (no API key needed) …", flush=True)
         sidecar = await asyncio.create_subprocess_exec(

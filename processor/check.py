@@ -157,7 +157,7 @@ async def _timing(settings: Settings) -> Table:
     """Start `sidecar up` on a broker of its own, ask one question, and watch it idle."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {k: v for k, v in os.environ.items() if k != "NATS_URL"}
-        environment |= {"SIDECAR_DATA_DIR": folder, "NATS_PORT": "0"}
+        environment |= {"SIDECAR_DATA_DIR": folder, "NATS_PORT": "0", "SIDECAR_PORT": "0"}
         started = time.monotonic()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "processor.cli", "up", env=environment, stderr=asyncio.subprocess.PIPE

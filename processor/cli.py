@@ -68,21 +68,34 @@ def run(work: Coroutine[Any, Any, int]) -> None:
 
 @app.command()
 def up() -> None:
-    """Start everything: a broker of its own (unless NATS_URL is set) and the processor.
+    """Start everything: a broker of its own (unless NATS_URL is set), the processor and the HTTP bridge.
 
     Runs until Ctrl-C, then finishes what is running (SHUTDOWN_GRACE seconds, default 25).
     """
-    from processor.running import serve
+    from bridge.service import bridge as bridging
+    from processor.running import processing, serve
 
-    run(serve(settings(), embedded=True))
+    run(serve(settings(), processing, bridging, embedded=True))
 
 
 @app.command()
 def processor() -> None:
     """Run one processor on the broker at NATS_URL; run as many as you like, on any machine."""
+    from processor.running import processing, serve
+
+    run(serve(settings(), processing, embedded=False))
+
+
+@app.command()
+def bridge() -> None:
+    """Run one HTTP bridge on the broker at NATS_URL, for clients that cannot speak NATS; run as many as you like.
+
+    It listens on SIDECAR_HOST and SIDECAR_PORT: 127.0.0.1:8001.
+    """
+    from bridge.service import bridge as bridging
     from processor.running import serve
 
-    run(serve(settings(), embedded=False))
+    run(serve(settings(), bridging, embedded=False))
 
 
 @app.command()

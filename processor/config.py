@@ -45,9 +45,12 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_data_dir("ckcias-sidecar")),
         description="Where the embedded broker keeps its streams.",
     )
-    sidecar_host: str = Field("127.0.0.1", description="The HTTP bridge's address.")
-    sidecar_port: int = Field(8001, ge=0, le=65535, description="The HTTP bridge's port.")
-    sidecar_api_keys: SecretStr | None = Field(None, description="The bridge's API keys.")
+    sidecar_host: str = Field(
+        "127.0.0.1",
+        description="The HTTP bridge's address; without keys, it has to be a loopback one.",
+    )
+    sidecar_port: int = Field(8001, ge=0, le=65535, description="The HTTP bridge's port; 0 takes any free port.")
+    sidecar_api_keys: SecretStr | None = Field(None, description="The bridge's API keys; not looked at yet.")
     sidecar_catalog: Path | None = Field(None, description="A TOML file laid over the shipped catalog.")
     redis_url: str | None = Field(None, repr=False, description="Shared limits and cache.")
 

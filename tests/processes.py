@@ -20,11 +20,12 @@ SIDECAR = str(Path(sys.executable).parent / "sidecar")
 
 @dataclass
 class Sidecar:
-    """A running process; `said` grows with what it prints on stderr, `url` is its broker's."""
+    """A running process; `said` grows with what it prints on stderr, `url` is its broker's, `http` its bridge's."""
 
     process: Process
     said: list[str] = field(default_factory=list)
     url: str = ""
+    http: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Ended:
 
 
 def _environment(settings: dict[str, str]) -> dict[str, str]:
+    ours = {"LOG_FORMAT": "json", "PYTHONFAULTHANDLER": "1", "COLUMNS": "200", "SIDECAR_PORT": "0"}
     # Tests that ask the same thing again mean another call, unless they are about the cache.
-    ours = {"LOG_FORMAT": "json", "PYTHONFAULTHANDLER": "1", "COLUMNS": "200", "ENABLE_CACHE": "false"}
-    return {**os.environ, **ours, **settings}
+    return os.environ | ours | {"ENABLE_CACHE": "false"} | settings
 
 
 @asynccontextmanager
 async def running(*command: str, **settings: str) -> AsyncIterator[Sidecar]:
-    """`sidecar up` or `sidecar processor`, from readiness on; SIGTERM at the end, unless it has ended."""
+    """`sidecar up`, `processor` or `bridge`, from readiness on; SIGTERM at the end, unless it has ended."""
     process = await asyncio.create_subprocess_exec(
         *(SIDECAR, *command),
         env=_environment(settings),
@@ -58,15 +59,18 @@ async def running(*command: str, **settings: str) -> AsyncIterator[Sidecar]:
         assert process.stderr is not None
         async for line in process.stderr:
             sidecar.said.append(line.decode())
-            if "ready on " in sidecar.said[-1]:
+            if sidecar.said[-1].startswith("sidecar: ready on "):
                 sidecar.url = sidecar.said[-1].split()[-1]
+            elif sidecar.said[-1].startswith("sidecar: http://"):
+                sidecar.http = sidecar.said[-1].split()[-1]
+            if sidecar.http or (sidecar.url and command[0] == "processor"):
                 ready.set()
         ready.set()
 
     listening = asyncio.create_task(listen())
     try:
         await asyncio.wait_for(ready.wait(), 30)
-        assert sidecar.url, "".join(sidecar.said)
+        assert sidecar.url or sidecar.http, "".join(sidecar.said)
         yield sidecar
     finally:
         if process.returncode is None:

@@ -40,7 +40,7 @@ async def test_a_connection_that_is_lost_for_good_is_built_anew_and_sigterm_stil
     monkeypatch.setattr(Bus, "watch", watch_until_lost)
     monkeypatch.setattr(running, "START_AGAIN_S", 0.05)
     monkeypatch.setattr(running, "configure_logging", lambda _: None)  # it would last longer than this test
-    serving = asyncio.create_task(running.serve(_settings(nats_url), embedded=False))
+    serving = asyncio.create_task(running.serve(_settings(nats_url), running.processing, embedded=False))
     assert (await wait_until(lambda: _answered(nc)))["response"] == "Hello."
     assert lives == 1
     lose.set()

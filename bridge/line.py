@@ -1,0 +1,120 @@
+"""The bridge's connection to the broker: one question, one answer, and a named error for everything that hinders."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+
+from processor.bus import Bus, BusClosed, MessageTooLarge
+from processor.config import Settings
+from processor.errors import ErrorType, RequestError
+
+NAME = "ckcias-sidecar bridge"
+ANSWER_WITHIN_S = 5.0
+"""A sidecar calls nobody for what is asked here; one that has just started may still be importing its SDKs."""
+LOOK_EVERY_S = 1.0
+BROKER_ANSWERS_WITHIN_S = 0.5
+"""Each for a PING to go out and for its answer: a broker that has fallen silent is noticed within 2 s."""
+CONNECT_AGAIN_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Line:
+    """A NATS client like any other. A connection that is lost for good is built anew, and meanwhile all is refused."""
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        self._settings = settings
+        self._url = url
+        self._bus = Bus()
+
+    async def connect(self) -> None:
+        """Raises what `Bus.connect` raises."""
+        await self._bus.connect(self._url, self._settings, name=NAME)
+
+    async def keep(self) -> NoReturn:
+        """Keep connected, for ever."""
+        while True:
+            try:
+                await self._bus.watch()
+            except BusClosed as lost:
+                log.error("connection to NATS lost for good, starting anew", why=str(lost))
+            await self.close()
+            await self._connect_anew()
+
+    async def _connect_anew(self) -> None:
+        while True:
+            self._bus = Bus()
+            try:
+                return await self.connect()
+            except OSError as error:
+                log.warning("no broker yet", error=str(error))
+                await self.close()
+                await asyncio.sleep(CONNECT_AGAIN_S)
+
+    async def close(self) -> None:
+        await self._bus.close()
+
+    async def ask(self, subject: str, body: bytes) -> Msg:
+        """The answer of one sidecar.
+
+        Raises:
+            RequestError: `unavailable` where the broker is away or no sidecar is there, `deadline_exceeded` where
+                none answers within `ANSWER_WITHIN_S`, `too_large` for more than the broker takes.
+        """
+        bus = self._bus
+        if not bus.is_connected:
+            raise _broker_is_away()
+        try:
+            bus.check_size(body, None, subject)
+        except MessageTooLarge as error:
+            raise RequestError(ErrorType.TOO_LARGE, f"the body is too large for the broker: {error}") from None
+        asking = asyncio.create_task(bus.nc.request(subject, body, timeout=ANSWER_WITHIN_S))
+        try:
+            await self._await(asking, bus)
+            return asking.result()
+        except nats.errors.NoRespondersError:
+            raise RequestError(
+                ErrorType.UNAVAILABLE, "no sidecar runs on this broker: start one with `sidecar processor`"
+            ) from None
+        except nats.errors.TimeoutError:
+            raise RequestError(
+                ErrorType.DEADLINE_EXCEEDED, f"no sidecar has answered in {ANSWER_WITHIN_S:g} s"
+            ) from None
+        except (nats.errors.Error, OSError):
+            raise _broker_is_away() from None
+        finally:
+            asking.cancel()
+
+    async def _await(self, asking: asyncio.Task[Msg], bus: Bus) -> None:
+        """Wait for the answer, looking now and then whether the broker is still there. Raises nats.errors.Error."""
+        while not asking.done():
+            await asyncio.wait({asking}, timeout=LOOK_EVERY_S)
+            if not asking.done():
+                try:
+                    await bus.nc.round_trip(BROKER_ANSWERS_WITHIN_S)
+                except nats.errors.TimeoutError:
+                    raise nats.errors.StaleConnectionError from None
+
+
+def _broker_is_away() -> RequestError:
+    return RequestError(
+        ErrorType.UNAVAILABLE, "the bridge cannot reach its NATS broker now: see that it runs; it is tried again"
+    )
+
+
+@asynccontextmanager
+async def connected(settings: Settings, url: str) -> AsyncIterator[Line]:
+    """A line that is connected; closed at the end. Raises what `Bus.connect` raises."""
+    line = Line(settings, url)
+    try:
+        await line.connect()
+        yield line
+    finally:
+        await line.close()

@@ -1,0 +1,51 @@
+"""uvicorn as the bridge runs it: inside a loop and under signals that are ours, and its log in ours."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+
+from bridge.app import create_app
+from bridge.line import Line
+
+IDLE_S = 75
+"""How long a connection without a request is kept: longer than a proxy in front keeps its own."""
+
+log = structlog.get_logger(__name__)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The process has its own signals."""
+        yield
+
+
+class _Told(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log.log(record.levelno, record.getMessage(), logger=record.name)
+
+
+def server(line: Line, *, grace_s: int) -> uvicorn.Server:
+    """A server of `create_app`; it is given its socket when it serves."""
+    config = uvicorn.Config(
+        create_app(line),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        log_level=logging.WARNING,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=grace_s,
+    )
+    uvicorns = logging.getLogger("uvicorn")
+    uvicorns.handlers, uvicorns.propagate = [_Told()], False
+    return _Server(config)

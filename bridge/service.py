@@ -1,0 +1,106 @@
+"""The bridge as a service of the process: its address, its HTTP server inside our own loop, and its orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import ipaddress
+import math
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import structlog
+
+from bridge.line import connected
+from processor.config import Settings
+from processor.exits import Exit, Fatal
+
+if TYPE_CHECKING:
+    import uvicorn
+
+BACKLOG = 128
+
+log = structlog.get_logger(__name__)
+
+
+@contextlib.contextmanager
+def bridge(settings: Settings) -> Iterator[Bridge]:
+    """A bridge with its address, which is taken from here to the end.
+
+    Raises:
+        Fatal: SIDECAR_HOST is not this machine's own, or SIDECAR_PORT is taken.
+    """
+    with _listening(settings.sidecar_host, settings.sidecar_port) as listener:
+        if settings.sidecar_api_keys is not None:
+            log.warning("SIDECAR_API_KEYS is not looked at yet: every program on this machine may use the bridge")
+        yield Bridge(settings, listener)
+
+
+class Bridge:
+    """The HTTP edge: a NATS client like any other."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener
+
+    @property
+    def url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def serve(self, nats_url: str, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> None:
+        """Serve until `stopping`, then end what is being answered, for SHUTDOWN_GRACE seconds at most.
+
+        Raises:
+            ConnectionError: no server took us at `nats_url` at first.
+            Fatal: NATS_URL or NATS_CREDS is wrong.
+        """
+        # The framework takes a fifth of a second to import, in which a processor in this loop goes on.
+        server_module = await asyncio.to_thread(importlib.import_module, "bridge.server")
+        async with connected(self._settings, nats_url) as line:
+            server: uvicorn.Server = server_module.server(line, grace_s=math.ceil(self._settings.shutdown_grace))
+            async with asyncio.TaskGroup() as tasks:
+                background = [tasks.create_task(line.keep()), tasks.create_task(_end(server, stopping))]
+                serving = tasks.create_task(server.serve([self._listener]))
+                on_ready(self.url)
+                await serving
+                for task in background:
+                    task.cancel()
+
+
+async def _end(server: uvicorn.Server, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    server.should_exit = True
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens already: who connects while the rest starts is answered then."""
+    address = _loopback(host)
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    with contextlib.closing(listener):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address, port))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise Fatal(
+                f"the HTTP bridge cannot listen on {address} port {port} ({error.strerror}): "
+                "set SIDECAR_PORT to a free port (0 takes any)"
+            ) from error
+        yield listener
+
+
+def _loopback(host: str) -> str:
+    if host == "localhost":
+        return "127.0.0.1"
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return host
+    raise Fatal(
+        f"SIDECAR_HOST={host}: the HTTP bridge has no API keys yet, so it serves this machine alone; "
+        "unset it, or set it to 127.0.0.1",
+        Exit.USAGE,
+    )
