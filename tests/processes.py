@@ -98,6 +98,10 @@ async def command(*arguments: str, stdin: str | None = None, timeout_s: float = 
         stderr=PIPE,
     )
     given = None if stdin is None else stdin.encode()
-    out, err = await asyncio.wait_for(process.communicate(given), timeout_s)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(given), timeout_s)
+    finally:
+        if process.returncode is None:
+            process.kill()
     assert process.returncode is not None
     return Ended(process.returncode, out.decode(), err.decode())

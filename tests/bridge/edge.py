@@ -1,0 +1,46 @@
+"""A whole bridge in this process, on a free port of loopback, taken down in order at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+
+from bridge.service import bridge
+from tests.conftest import make_settings
+from tests.wait import wait_until
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A bridge that serves, and a client of it."""
+
+    url: str
+    stopping: asyncio.Event
+    serving: asyncio.Task[None]
+    client: aiohttp.ClientSession
+
+    async def post(self, body: Any, path: str = "/api/route") -> tuple[int, dict[str, Any]]:
+        """Status and decoded answer."""
+        async with self.client.post(path, data=body if isinstance(body, bytes) else orjson.dumps(body)) as response:
+            return response.status, orjson.loads(await response.read())
+
+
+@asynccontextmanager
+async def bridging(nats_url: str, **settings: Any) -> AsyncIterator[Edge]:
+    chosen = make_settings(**{"sidecar_port": 0, "shutdown_grace": 5} | settings)
+    stopping, told = asyncio.Event(), list[str]()
+    with bridge(chosen) as edge:
+        serving = asyncio.create_task(edge.serve(nats_url, stopping, told.append))
+        await wait_until(lambda: told or serving.done())
+        try:
+            async with aiohttp.ClientSession(edge.url) as client:
+                yield Edge(edge.url, stopping, serving, client)
+        finally:
+            stopping.set()
+            await serving
