@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import orjson
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from bridge.service import bridge
 from tests.conftest import make_settings
@@ -44,3 +46,10 @@ async def bridging(nats_url: str, **settings: Any) -> AsyncIterator[Edge]:
         finally:
             stopping.set()
             await serving
+
+
+async def listen(nc: Client, callback: Callable[[Msg], Awaitable[None]]) -> None:
+    """Stand in for a sidecar at `llm.route`; the broker knows of it from here on."""
+    await nc.subscribe("llm.route", cb=callback)
+    for _ in range(2):  # nats-py's PING overtakes what is still buffered; only a second one comes behind it
+        await nc.flush()

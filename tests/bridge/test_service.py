@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from bridge.service import bridge
 from processor.bus import Bus, BusClosed
 from processor.exits import Exit, Fatal
-from tests.bridge.edge import bridging
+from tests.bridge.edge import bridging, listen
 from tests.conftest import make_settings
 from tests.processes import command, running
 from tests.talk import body
@@ -72,13 +72,14 @@ async def test_what_is_being_answered_when_it_stops_is_answered(nc: Client, nats
         asked.append(msg)
         waiting.set()
 
-    await nc.subscribe("llm.route", cb=take)
-    await nc.flush()
+    await listen(nc, take)
     async with bridging(nats_url) as edge:
         answer = asyncio.create_task(edge.post(body()))
         await waiting.wait()
         edge.stopping.set()
         await wait_until(lambda: refuses(edge.url))
+        ended, _ = await asyncio.wait({edge.serving}, timeout=0.5)
+        assert not ended
         await nc.publish(asked[0].reply, b'{"rule": "late"}')
         assert await answer == (200, {"rule": "late"})
         await asyncio.wait_for(edge.serving, 5)
@@ -112,8 +113,7 @@ async def test_a_connection_to_the_broker_that_is_lost_for_good_is_built_anew_un
         await nc.publish(msg.reply, b"{}")
 
     monkeypatch.setattr(Bus, "watch", watch_until_lost)
-    await nc.subscribe("llm.route", cb=answer)
-    await nc.flush()
+    await listen(nc, answer)
     async with bridging(nats_url) as edge:
         assert (await edge.post(body()))[0] == 200
         lose.set()
