@@ -28,6 +28,7 @@ from typing import Final, Literal
 import nats
 import orjson
 import structlog
+import uvloop
 from nats.aio.client import Client
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -386,8 +387,8 @@ def main() -> None:
     describe(console, questions)
     for day in options.on or [today]:
         catalog = on_day(load_catalog(), day, today)
-        off = asyncio.run(run(questions, catalog, cache=False, console=console))
-        on = asyncio.run(run(questions, catalog, cache=True, console=console))
+        off = uvloop.run(run(questions, catalog, cache=False, console=console))
+        on = uvloop.run(run(questions, catalog, cache=True, console=console))
         report(console, day, off, on, questions, options.duplicates)
 
 

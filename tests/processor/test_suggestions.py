@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor import suggestions
@@ -140,6 +140,7 @@ def test_less_than_a_cent_is_not_worth_a_word(monkeypatch: pytest.MonkeyPatch) -
     assert said(advisor(), one_request)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["default", "hard", "speed", "failed", "haiku"]), max_size=60))
 def test_no_more_is_saved_than_was_spent_and_shares_are_shares(kinds: list[str]) -> None:
     events = []
