@@ -382,7 +382,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    console, today = Console(), datetime.now(UTC).date()
+    console, today = Console(width=max(110, Console().width)), datetime.now(UTC).date()
     questions = workload(options.requests, options.duplicates, options.seed)
     describe(console, questions)
     for day in options.on or [today]:

@@ -215,7 +215,7 @@ def _priced(at: datetime) -> list[str]:
 
 
 def main() -> None:
-    console = Console()
+    console = Console(width=max(110, Console().width))
     prompts = load()
     now = datetime.now(UTC)
     console.print(_aucs(prompts))
