@@ -177,7 +177,7 @@ class Answerer:
                 run, index, record = done
                 return Answered(self._final(work, run, index), record, stands_in=work.stands_in(index))
         failures = [(work.chosen.candidates[index].name, error) for index, error in work.plan.failures]
-        raise verdict(failures, [(r.model, r.reason) for r in work.chosen.refusals])
+        raise verdict(failures, [(r.model, r.reason) for r in work.chosen.refusals], work.chosen.nobody)
 
     async def _look_again(self, work: _Work) -> None:
         """After a wait, make sure that the request has not ended meanwhile: it may have been delivered twice."""

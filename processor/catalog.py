@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from processor.pricing import FREE, PER, Cost, Price, PriceList, Rates
 from processor.rules import Routing, unknown_model
-from processor.traits import Ability
+from processor.traits import Ability, Combination
 from providers.base import Usage
 
 WARN_BEFORE = timedelta(days=30)
+ABILITIES = frozenset(get_args(Ability))
 
 Count = Annotated[int, Field(gt=0)]
 Usd = Annotated[Decimal, Field(ge=0)]
@@ -102,6 +103,8 @@ class CatalogModel(_Table):
     context: Count
     max_output: Count
     abilities: frozenset[Ability] = frozenset()
+    cannot: frozenset[Combination] = frozenset()
+    """What its abilities promise and its vendor refuses."""
     tier: int = Field(3, ge=1, le=5)
     demo: bool = False
     free: bool = False
@@ -113,6 +116,12 @@ class CatalogModel(_Table):
     def serves(self, model_id: str) -> bool:
         """Whether its vendor calls it that."""
         return model_id in {self.id, *self.also}
+
+    def lacks(self, needs: Iterable[Ability | Combination]) -> list[str]:
+        """What of `needs` it cannot do."""
+        return sorted(
+            need for need in needs if need in self.cannot or (need in ABILITIES and need not in self.abilities)
+        )
 
     def retired(self, on: date) -> bool:
         """Whether the vendor no longer serves it: from the day `retires` on."""

@@ -153,12 +153,17 @@ def standstill(waits: Sequence[Wait], left_s: float | None) -> Park | HandBack |
     return RequestError(kind, f"no candidate is free before the deadline: {said}", retry_after_s=math.ceil(shortest))
 
 
-def verdict(failures: Sequence[tuple[str, ProviderError]], refusals: Sequence[tuple[str, str]] = ()) -> RequestError:
+def verdict(
+    failures: Sequence[tuple[str, ProviderError]],
+    refusals: Sequence[tuple[str, str]] = (),
+    nobody: ErrorType = ErrorType.UNAVAILABLE,
+) -> RequestError:
     """The error for a client whose request every candidate failed.
 
     Args:
         failures: (model alias, error) in the order they happened.
         refusals: (model alias, reason) of models that were never called.
+        nobody: what it is called where nobody could be.
     """
     if failures and all(isinstance(error, CallerFault) for _, error in failures):
         model, error = failures[-1]
@@ -171,7 +176,7 @@ def verdict(failures: Sequence[tuple[str, ProviderError]], refusals: Sequence[tu
     said = [*last.values(), *(f"{', '.join(models)}: {reason}" for reason, models in alike.items())]
     waits = [error.retry_after_s for _, error in failures if error.retry_after_s is not None]
     return RequestError(
-        ErrorType.UNAVAILABLE,
+        ErrorType.UNAVAILABLE if failures else nobody,
         "; ".join(said)[:1000] or "no model is available",
         retry_after_s=min(waits) if waits else None,
     )

@@ -71,6 +71,8 @@ class Refusal:
     model: str
     provider: str
     reason: str
+    fault: ErrorType = ErrorType.UNAVAILABLE
+    """What a client is told where no other may answer either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class Route:
     """The name of the rule that counted; `ASKED` for a model that was asked for by name."""
     model_class: str
     """What an answer may be kept under: the id of the model that was asked for, else `auto:` and the rule."""
+    nobody: ErrorType = ErrorType.UNAVAILABLE
+    """What a client is told where there is no candidate: whether the request is at fault, or what is configured."""
 
     @property
     def considered(self) -> tuple[Considered, ...]:
@@ -122,6 +126,7 @@ def _for_name(name: str, given: Traits, catalog: Catalog, conditions: Conditions
     first = found.model
     alone = not (given.fallback if given.fallback is not None else name in catalog.models)
     able, refusals = _sorted_out(given, catalog, conditions, first)
+    fault = _fault([refusal for refusal in refusals if refusal.model == first.alias or not alone])
     others = [model for model in able if model is not first]
     refusals += [_refused(model, "a demo model stands in for no other") for model in _demos(others)]
     others = [model for model in others if not model.demo]
@@ -137,7 +142,7 @@ def _for_name(name: str, given: Traits, catalog: Catalog, conditions: Conditions
         if c.model is first
     ]
     candidates = (*mine, *(c for c in ranked if c.model is not first))
-    return Route(candidates, tuple(refusals), given, ASKED, first.id)
+    return Route(candidates, tuple(refusals), given, ASKED, first.id, fault)
 
 
 def _for_auto(given: Traits, catalog: Catalog, conditions: Conditions) -> Route:
@@ -159,7 +164,7 @@ def _for_auto(given: Traits, catalog: Catalog, conditions: Conditions) -> Route:
     if given.fallback is False:
         refusals += [_refused(c.model, f"{ranked[0].name} alone may answer") for c in ranked[1:]]
         ranked = ranked[:1]
-    return Route(tuple(ranked), tuple(refusals), given, rule.name, f"auto:{rule.name}")
+    return Route(tuple(ranked), tuple(refusals), given, rule.name, f"auto:{rule.name}", _fault(refusals))
 
 
 def _preferred(rule: Rule, catalog: Catalog, conditions: Conditions) -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -192,27 +197,34 @@ def _sorted_out(
     refusals: list[Refusal] = []
     for model in sorted(catalog.models.values(), key=lambda m: m is not named):
         if (why := _refusal(model, given, conditions, is_named=model is named)) is not None:
-            refusals.append(_refused(model, why))
+            refusals.append(why)
         else:
             able.append(model)
     return able, refusals
 
 
-def _refusal(model: CatalogModel, given: Traits, conditions: Conditions, *, is_named: bool) -> str | None:
+def _refusal(model: CatalogModel, given: Traits, conditions: Conditions, *, is_named: bool) -> Refusal | None:
     if model.retired(conditions.now.date()) and not is_named:
-        return "its vendor no longer serves it"
+        return _refused(model, "its vendor no longer serves it")
     if model.provider not in conditions.available:
-        return f"provider {model.provider} is not configured"
-    if missing := sorted(set(given.needs) - model.abilities):
-        return f"it has no {', '.join(missing)}"
+        return _refused(model, f"provider {model.provider} is not configured")
+    if missing := model.lacks(given.needs):
+        return _refused(model, f"it has no {', '.join(missing)}", ErrorType.INVALID_REQUEST)
     room = given.input_tokens + answer_limit(model, given)
     if room > model.context:
-        return f"about {room} tokens do not fit its window of {model.context}"
+        why = f"about {room} tokens do not fit its window of {model.context}"
+        return _refused(model, why, ErrorType.TOO_LARGE)
     return None
 
 
-def _refused(model: CatalogModel, why: str) -> Refusal:
-    return Refusal(model.alias, model.provider, why)
+def _refused(model: CatalogModel, why: str, fault: ErrorType = ErrorType.UNAVAILABLE) -> Refusal:
+    return Refusal(model.alias, model.provider, why, fault)
+
+
+def _fault(refusals: Collection[Refusal]) -> ErrorType:
+    """The one that is nearest to an answer: a shorter request, another request, another sidecar."""
+    faults = {refusal.fault for refusal in refusals}
+    return next((f for f in (ErrorType.TOO_LARGE, ErrorType.INVALID_REQUEST) if f in faults), ErrorType.UNAVAILABLE)
 
 
 def _demos(models: Collection[CatalogModel]) -> list[CatalogModel]:

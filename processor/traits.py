@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from processor.complexity import complexity
 from processor.estimate import base_tokens
 from processor.messages import Request
-from processor.parts import ImagePart, TextPart
+from processor.parts import ImagePart, TextPart, ToolCallPart, ToolResultPart
 
 AUTO: Final = "auto"
 QUESTION_CHARS: Final = 16_000
@@ -17,6 +17,8 @@ QUESTION_CHARS: Final = 16_000
 
 Ability = Literal["tools", "images", "json"]
 """What a request may need and not every model has."""
+Combination = Literal["json_object", "json_with_tools"]
+"""What follows from abilities, but not for every model: JSON without a schema, and JSON from one that has tools."""
 Preference = Literal["cost", "speed", "quality"]
 
 
@@ -30,7 +32,7 @@ class Traits(BaseModel):
     task_type: str | None = None
     prefer: Preference | None = None
     fallback: bool | None = None
-    needs: tuple[Ability, ...] = ()
+    needs: tuple[Ability | Combination, ...] = ()
     """Sorted."""
     input_tokens: int
     """The whole prompt's size, before anything is learned of a model."""
@@ -70,12 +72,18 @@ def question(request: Request) -> str:
     return text[:half] + text[-half:]
 
 
-def _needs(request: Request) -> tuple[Ability, ...]:
-    needs: list[Ability] = []
-    if any(isinstance(part, ImagePart) for message in request.messages for part in message.parts):
+def _needs(request: Request) -> tuple[Ability | Combination, ...]:
+    needs: list[Ability | Combination] = []
+    parts = {type(part) for message in request.messages for part in message.parts}
+    has_tools = bool(request.tools or parts & {ToolCallPart, ToolResultPart})
+    if ImagePart in parts:
         needs.append("images")
     if request.response_format is not None and request.response_format.type != "text":
         needs.append("json")
-    if request.tools:
+        if request.response_format.type == "json_object":
+            needs.append("json_object")
+        if request.tools:
+            needs.append("json_with_tools")
+    if has_tools:
         needs.append("tools")
     return tuple(needs)

@@ -228,4 +228,7 @@ def test_a_callers_fault_is_told_as_such(error: ProviderError, kind: ErrorType) 
 
 
 def test_a_verdict_without_any_candidate() -> None:
-    assert verdict([], [("haiku", "it has no images")]).message == "haiku: it has no images"
+    error = verdict([], [("haiku", "it has no images")], ErrorType.INVALID_REQUEST)
+    assert (error.type, error.message) == (ErrorType.INVALID_REQUEST, "haiku: it has no images")
+    busy = verdict([("haiku", Overloaded("busy"))], [("llama", "it has no images")], ErrorType.INVALID_REQUEST)
+    assert (verdict([]).type, busy.type) == (ErrorType.UNAVAILABLE, ErrorType.UNAVAILABLE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.catalog import Catalog, load_catalog
+from processor.catalog import Catalog, CatalogModel, load_catalog
 from processor.errors import ErrorType, RequestError
 from processor.messages import Request, decode_request
+from processor.prompts import build_prompt
 from processor.router import ASKED, Conditions, Route, route
 from processor.traits import Traits, traits
+from providers import anthropic_codec, gemini_codec
+from providers.base import Endpoint, Prompt
+from providers.errors import Unsupported
+from providers.groq import GroqProvider
 
 NOVEMBER = datetime(2026, 11, 23, tzinfo=UTC)
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC)
@@ -315,6 +322,54 @@ def test_images_tools_and_json_leave_out_models_that_cannot() -> None:
     assert (names(with_tools), with_tools.refusals[0].reason) == ([], "it has no tools")
 
 
+JSON = {"type": "json_object"}
+SCHEMA = {"type": "json_schema", "schema": {"type": "object"}}
+TOOLS = [{"name": "f"}]
+
+
+def test_what_a_vendor_refuses_beside_its_abilities_goes_elsewhere() -> None:
+    assert names(routed(response_format=JSON, fallback=False)) == ["gemini"]
+    assert refused(routed(response_format=JSON))["haiku"] == "it has no json_object"
+    everything = {"tools": TOOLS, "response_format": SCHEMA}
+    assert names(routed(text=PICTURE, fallback=False, **everything)) == ["haiku"]
+    assert names(routed(prefer="speed", fallback=False, **everything)) == ["haiku-5.5"]
+    assert refused(routed(model="llama", **everything))["gemini"] == "it has no json_with_tools"
+
+
+@pytest.mark.parametrize("model", [m for m in CATALOG.models.values() if m.provider != "local"], ids=lambda m: m.alias)
+def test_what_the_catalog_says_that_a_model_cannot_is_what_its_provider_refuses(model: CatalogModel) -> None:
+    encode: dict[str, Callable[[Prompt], Any]] = {
+        "anthropic": lambda prompt: anthropic_codec.encode(prompt, dict, stream=False),
+        "groq": lambda prompt: GroqProvider(Endpoint()).call(prompt, None, stream=False),
+        "gemini": gemini_codec.encode,
+    }
+    for combination, fields in {
+        "json_object": {"response_format": JSON},
+        "json_with_tools": {"response_format": SCHEMA, "tools": TOOLS},
+    }.items():
+        prompt = build_prompt(request(**fields), model_id=model.id, max_output=100, stream=False)
+        refuses = pytest.raises(Unsupported) if combination in model.cannot else nullcontext()
+        with refuses:
+            encode[model.provider](prompt)
+
+
+@pytest.mark.parametrize(
+    ("fields", "available", "fault"),
+    [
+        ({"text": PICTURE}, {"groq"}, ErrorType.INVALID_REQUEST),
+        ({"text": PICTURE, "model": "openai/gpt-oss-20b"}, ALL, ErrorType.INVALID_REQUEST),
+        ({"text": "x" * 900_000}, {"groq"}, ErrorType.TOO_LARGE),
+        ({"text": "x" * 900_000, "model": "claude-haiku-4-5"}, {"groq"}, ErrorType.UNAVAILABLE),
+        ({}, set(), ErrorType.UNAVAILABLE),
+    ],
+)
+def test_where_nobody_may_answer_it_is_said_whose_fault_that_is(
+    fields: dict[str, Any], available: set[str], fault: ErrorType
+) -> None:
+    found = routed(available=available, **fields)
+    assert (names(found), found.nobody) == ([], fault)
+
+
 def test_a_prompt_that_does_not_fit_the_window_goes_where_it_fits() -> None:
     found = routed(model="llama", text="x" * 900_000)
     assert all(candidate.model.context > 225_000 for candidate in found.candidates)
@@ -354,7 +409,9 @@ anything = st.builds(
     task_type=st.sampled_from([None, "code", "reasoning", "chat", "other"]),
     prefer=st.sampled_from([None, "cost", "speed", "quality"]),
     fallback=st.sampled_from([None, True, False]),
-    needs=st.sets(st.sampled_from(["tools", "images", "json"])).map(lambda needs: tuple(sorted(needs))),
+    needs=st.sets(st.sampled_from(["tools", "images", "json", "json_object", "json_with_tools"])).map(
+        lambda needs: tuple(sorted(needs))
+    ),
     input_tokens=st.integers(0, 2_000_000) | st.integers(1, 5_000),
     max_tokens=st.none() | st.integers(1, 200_000),
     complexity=st.floats(0, 1),
@@ -386,7 +443,8 @@ def test_every_model_is_either_a_candidate_or_refused(asked: Traits, known: Cond
 @given(anything, whatever)
 def test_a_candidate_has_what_the_request_needs(asked: Traits, known: Conditions) -> None:
     for candidate in route(asked, CATALOG, known).candidates:
-        assert set(asked.needs) <= candidate.model.abilities
+        assert set(asked.needs) & {"tools", "images", "json"} <= candidate.model.abilities
+        assert not set(asked.needs) & candidate.model.cannot
         assert candidate.model.provider in known.available
         assert asked.input_tokens < candidate.model.context
         assert not candidate.model.retired(known.now.date())

@@ -35,13 +35,22 @@ def test_auto_is_no_model() -> None:
 def test_a_request_needs_the_abilities_that_it_uses() -> None:
     seen = {"role": "user", "content": [{"type": "text", "text": "What?"}, PICTURE]}
     everything = request(seen, tools=[{"name": "f"}], response_format=SCHEMA)
-    assert traits(everything).needs == ("images", "json", "tools")
+    assert traits(everything).needs == ("images", "json", "json_with_tools", "tools")
+    assert traits(request(response_format=SCHEMA)).needs == ("json",)
+    assert traits(request(response_format={"type": "json_object"})).needs == ("json", "json_object")
     assert traits(request(response_format={"type": "text"})).needs == ()
 
 
 def test_an_earlier_picture_is_still_a_picture() -> None:
     seen = {"role": "user", "content": [PICTURE]}
     assert traits(request(seen, {"role": "assistant", "content": "A dam."}, USER)).needs == ("images",)
+
+
+def test_tools_that_were_used_earlier_are_needed_too() -> None:
+    call = {"role": "assistant", "content": [{"type": "tool_call", "id": "1", "name": "f"}]}
+    result = {"role": "tool", "content": [{"type": "tool_result", "tool_call_id": "1", "content": "12"}]}
+    assert traits(request(USER, call, result)).needs == ("tools",)
+    assert traits(request(USER, call, result, response_format=SCHEMA)).needs == ("json", "tools")
 
 
 def test_the_size_is_that_of_the_whole_prompt() -> None:
