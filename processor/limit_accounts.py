@@ -8,8 +8,10 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from processor.bucket import (
+    Admit,
     Denied,
     Entry,
     Granted,
@@ -24,6 +26,8 @@ from processor.bucket import (
     slot_ms,
 )
 
+MODEST = 0.1
+"""Of a limit: where a request that wants no more is refused, there is next to nothing."""
 ROOM_S = 0.25
 """How old the sums may be by which models are compared."""
 
@@ -63,6 +67,19 @@ class Tally:
         return Tally(dict(self.amounts))
 
 
+class Word(NamedTuple):
+    """A vendor's own: the share that was free at `at`, by the monotonic clock, and in how many seconds all will be."""
+
+    share: float
+    at: float
+    reset_s: float
+
+    def free(self, now: float) -> float | None:
+        """It fills at an even pace, as `Told` takes it to; None when it is full again, and says nothing more."""
+        past_s = now - self.at
+        return None if past_s >= self.reset_s else self.share + (1 - self.share) * past_s / self.reset_s
+
+
 @dataclass(eq=False, slots=True)
 class Account:
     """One provider's operations that wait, and what each store has yet to hear of those done elsewhere."""
@@ -80,10 +97,10 @@ class Account:
     limited: bool = True
     unsure: set[int] = field(default_factory=set)
     """Stores that may have done what waits next, before they failed."""
-    told: dict[Scope, dict[Metric, tuple[float, float]]] = field(default_factory=dict)
-    """The shares that a vendor said are free, and until when, by the monotonic clock, it says something."""
+    told: dict[Scope, dict[Metric, Word]] = field(default_factory=dict)
+    """What a vendor said is free."""
     full: dict[Scope, float] = field(default_factory=dict)
-    """Until when, by the monotonic clock, the store has nothing to give."""
+    """Until when, by the monotonic clock, the store has nothing to give, as far as nothing was given back since."""
     _sums: dict[tuple[Scope, Metric], int] = field(default_factory=dict)
     _summed: float = -math.inf
 
@@ -107,10 +124,16 @@ class Account:
         entries: list[Entry] = []
         for op, result in zip(ops, results, strict=True):
             if isinstance(op, Settle):
-                entries += op.entries()
+                given_back = op.entries()
+                entries += given_back
+                for entry in given_back:
+                    if entry.amount < 0:
+                        self.full.pop(entry.scope, None)
             elif isinstance(result, Granted):
                 entries += result.entries()
-            elif isinstance(result, Denied) and math.isfinite(result.wait_s):
+                for scope, _ in result.asked:
+                    self.full.pop(scope, None)
+            elif isinstance(op, Admit) and isinstance(result, Denied) and _means_full(op, result):
                 self.full[result.scope] = time.monotonic() + result.wait_s
         self.used = index
         self.own.add(entries)
@@ -139,7 +162,13 @@ class Account:
             sums = self._recent_sums(now_ms)
             for metric, limit in limits.items():
                 free = min(free, 1 - sums.get((scope, metric), 0) / max(1.0, limit * share))
-        for told, until in self.told.get(scope, {}).values():
-            if until > now:
+        for word in self.told.get(scope, {}).values():
+            if (told := word.free(now)) is not None:
                 free = min(free, told)
         return free
+
+
+def _means_full(op: Admit, denied: Denied) -> bool:
+    wanted = ((demand.amount, demand.limit) for demand in op.demands() if demand.scope == denied.scope)
+    modest = all(amount <= max(1, limit * MODEST) for amount, limit in wanted if limit is not None)
+    return modest and math.isfinite(denied.wait_s)

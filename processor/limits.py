@@ -33,7 +33,7 @@ from processor.bucket import (
 )
 from processor.catalog import Catalog, CatalogModel
 from processor.catalog import Limits as LimitsTable
-from processor.limit_accounts import Account, Tally
+from processor.limit_accounts import Account, Tally, Word
 from processor.limit_stores import Contended, LimitStore, MemoryStore, StateLost, StoreUnavailable, steady_clock
 from processor.tasks import OwnedTasks
 from providers.base import Quota
@@ -152,17 +152,17 @@ class Limits:
         """What the vendor's headers say is left to the model: vendors count each model by itself."""
         for quota in told:
             if quota.limit:
-                free = quota.remaining / quota.limit, time.monotonic() + quota.reset_s
-                self._account(model.provider).told.setdefault(model.alias, {})[quota.metric] = free
+                word = Word(quota.remaining / quota.limit, time.monotonic(), quota.reset_s)
+                self._account(model.provider).told.setdefault(model.alias, {})[quota.metric] = word
             self._tell(model.provider, Told(model.alias, quota.metric, quota.remaining, quota.reset_s, quota.limit))
 
     def room(self, model: CatalogModel, input_tokens: int = 0) -> float | None:
         """The share that is free of the tightest of the limits of the model and its provider; None without limits.
 
         This replica's view, for comparing models, and no promise: what it took itself in the last windows, what a
-        vendor said last, and 0 while the store's last refusal, or a Retry-After, says that there is nothing. What other
-        replicas took shows only in these. The share kept for critical requests does not count as free. 0 too where a
-        prompt of `input_tokens` never fits.
+        vendor said last, and 0 while a Retry-After, or the store's last refusal of a request that wanted no more than
+        `MODEST` of a limit, says that there is nothing. What other replicas took shows only in these. The share kept
+        for critical requests does not count as free. 0 too where a prompt of `input_tokens` never fits.
         """
         account, now_ms, free = self._account(model.provider), round(self._clock() * 1000), math.inf
         for scope, limits in (

@@ -659,10 +659,43 @@ async def test_there_is_no_room_while_a_vendor_asked_to_wait_or_a_store_has_refu
     assert d.limits.room(LLAMA) == 0.0
 
 
+async def test_a_grant_ends_what_a_refusal_said(desk: Open) -> None:
+    d = desk(groq=LimitsTable(rpm=10))
+    of_another = Entry("", "rpm", round(time.time() * 1000), 10)
+    await d.first.run("groq", [Record((of_another,))])
+    assert isinstance(await reserve(d.limits, LLAMA), Denied)
+    await d.first.run("groq", [Record((of_another._replace(amount=-10),))])
+    await granted(d.limits, LLAMA)
+    assert d.limits.room(LLAMA) == pytest.approx(0.9)
+
+
+async def test_what_is_given_back_ends_what_a_refusal_said(desk: Open) -> None:
+    limits = desk(anthropic=LimitsTable(tpm=1000)).limits
+    first, second = [await granted(limits, need=Need(1, 100, 400)) for _ in range(2)]
+    assert isinstance(await reserve(limits, need=Need(1, 100)), Denied)
+    assert limits.room(HAIKU) == 0.0
+    limits.settle(first, Need(1, 100, 0))
+    await wait_until(lambda: limits.room(HAIKU) == pytest.approx(0.4))
+    limits.settle(second, None)
+
+
+async def test_one_large_request_that_does_not_fit_now_does_not_make_a_limit_full(desk: Open) -> None:
+    limits = desk(anthropic=LimitsTable(tpm=1000)).limits
+    await granted(limits, need=Need(1, 200))
+    assert isinstance(await reserve(limits, need=Need(1, 900)), Denied)
+    assert limits.room(HAIKU) == pytest.approx(0.8)
+
+
+def test_a_vendors_own_word_fills_at_an_even_pace() -> None:
+    word = limit_accounts.Word(0.2, 100.0, 60.0)
+    assert [word.free(now) for now in (100.0, 130.0, 160.0)] == [0.2, pytest.approx(0.6), None]
+
+
 async def test_a_vendors_own_word_counts_while_it_holds(desk: Open) -> None:
     limits = desk().limits
-    limits.tell(HAIKU, [Quota("tpm", 1000, 50, 0.05), Quota("rpm", None, 5, 60)])
-    assert limits.room(HAIKU) == pytest.approx(0.05)
+    limits.tell(HAIKU, [Quota("tpm", 1000, 50, 60), Quota("rpm", None, 5, 60)])
+    assert limits.room(HAIKU) == pytest.approx(0.05, abs=0.01)
+    limits.tell(HAIKU, [Quota("tpm", 1000, 50, 0.05)])
     assert limits.room(SONNET) is None
     await wait_until(lambda: limits.room(HAIKU) is None)
 

@@ -330,7 +330,7 @@ TOOLS = [{"name": "f"}]
 def test_what_a_vendor_refuses_beside_its_abilities_goes_elsewhere() -> None:
     assert names(routed(response_format=JSON, fallback=False)) == ["gemini"]
     assert refused(routed(response_format=JSON))["haiku"] == "it has no json_object"
-    everything = {"tools": TOOLS, "response_format": SCHEMA}
+    everything: dict[str, Any] = {"tools": TOOLS, "response_format": SCHEMA}
     assert names(routed(text=PICTURE, fallback=False, **everything)) == ["haiku"]
     assert names(routed(prefer="speed", fallback=False, **everything)) == ["haiku-5.5"]
     assert refused(routed(model="llama", **everything))["gemini"] == "it has no json_with_tools"
@@ -343,10 +343,11 @@ def test_what_the_catalog_says_that_a_model_cannot_is_what_its_provider_refuses(
         "groq": lambda prompt: GroqProvider(Endpoint()).call(prompt, None, stream=False),
         "gemini": gemini_codec.encode,
     }
-    for combination, fields in {
+    asked: dict[str, dict[str, Any]] = {
         "json_object": {"response_format": JSON},
         "json_with_tools": {"response_format": SCHEMA, "tools": TOOLS},
-    }.items():
+    }
+    for combination, fields in asked.items():
         prompt = build_prompt(request(**fields), model_id=model.id, max_output=100, stream=False)
         refuses = pytest.raises(Unsupported) if combination in model.cannot else nullcontext()
         with refuses:
