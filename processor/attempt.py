@@ -176,7 +176,8 @@ class Attempts:
             run.first_token_s,
             counted.input_tokens,
             streamed=streamed,
-            duration_s=time.monotonic() - run.started,
+            duration_s=(now := time.monotonic()) - run.started,
+            now=now,
         )
 
     def _give_up(self, run: Run, error: BaseException, usage: Usage) -> None:

@@ -32,7 +32,10 @@ KNOWN_AFTER: Final = 20
 COMPARED_AFTER: Final = 5
 """… and where models are only compared by them."""
 RECENT_CALLS: Final = 50
-"""Of which models are compared: how fast a vendor is changes within a day."""
+"""Of which models are compared …"""
+RECENT_S: Final = 3_600.0
+"""… none older than this: how fast a vendor is changes within a day, and a model that was slow once and is avoided for
+it has to be tried again."""
 SHORTEST_S: Final = 0.001
 """Of writing an answer: one that came all at once was not written at once."""
 MAX_MODELS: Final = 1_000
@@ -76,11 +79,12 @@ class _Model:
         default_factory=lambda: {streamed: deque(maxlen=KEPT_CALLS) for streamed in (True, False)}
     )
     """Of streams, and of whole answers, whose first token comes with the last."""
-    paces: dict[bool, deque[tuple[float, float]]] = field(
+    paces: dict[bool, deque[tuple[float, float, float]]] = field(
         default_factory=lambda: {streamed: deque(maxlen=RECENT_CALLS) for streamed in (True, False)}
     )
-    """Seconds to the first token, then tokens a second; of a whole answer, all its time is in the second."""
+    """When, then seconds to the first token, then tokens a second; of a whole answer, all its time is in the last."""
     speed: tuple[float, float] | None = None
+    speed_until: float = 0.0
     usual_output: int | None = None
 
     @property
@@ -133,11 +137,12 @@ class Learned:
         *,
         streamed: bool = True,
         duration_s: float | None = None,
+        now: float = 0.0,
     ) -> None:
         """A complete answer to a prompt of `base` tokens, with what the vendor reported, cached input too.
 
         `counted_input_tokens` is the part that its limits count, without what its cache held. `duration_s` is the time
-        from the call's start to the answer's end.
+        from the call's start to the answer's end, which was at `now` by a monotonic clock.
         """
         model = self._models.setdefault(alias, _Model())
         if base > 0 and input_tokens > 0:
@@ -155,23 +160,29 @@ class Learned:
         if duration_s is not None and output_tokens > 0:
             waited_s = first_token_s if streamed and first_token_s is not None else 0.0
             pace = output_tokens / max(SHORTEST_S, duration_s - waited_s)
-            model.paces[streamed].append((waited_s, pace))
+            model.paces[streamed].append((now, waited_s, pace))
+            for paces in model.paces.values():
+                while paces and now - paces[0][0] >= RECENT_S:
+                    paces.popleft()
             # Streams tell waiting and writing apart, so they count before whole answers.
             if known := next((p for s in (True, False) if len(p := model.paces[s]) >= COMPARED_AFTER), None):
-                model.speed = median(wait for wait, _ in known), median(pace for _, pace in known)
+                model.speed = median(wait for _, wait, _ in known), median(pace for _, _, pace in known)
+                model.speed_until = known[-COMPARED_AFTER][0] + RECENT_S
 
     def first_token_p95(self, alias: str, *, streamed: bool = True) -> float | None:
         """Seconds within which 95 of 100 first tokens came, None while too few are known."""
         model = self._models.get(alias)
         return None if model is None else _p95(model.first_tokens[streamed])
 
-    def speed(self, alias: str) -> tuple[float, float] | None:
+    def speed(self, alias: str, now: float) -> tuple[float, float] | None:
         """(seconds to the first token, tokens a second after it), medians of recent calls; None while few are known.
+
+        `now` is by the clock that `observe` was told by.
 
         Where a model's answers were not streamed the first is 0, and its wait is in the second.
         """
         model = self._models.get(alias)
-        return None if model is None else model.speed
+        return model.speed if model is not None and now < model.speed_until else None
 
     def usual_output(self, alias: str) -> int | None:
         """Tokens of its usual answer, thinking too; None while few are known."""

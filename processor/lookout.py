@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
@@ -52,12 +53,13 @@ class Lookout:
         latency: dict[str, tuple[float, float]] = {}
         room: dict[str, float] = {}
         usual_output: dict[str, int] = {}
+        now = time.monotonic()
         for alias, model in self._catalog.models.items():
             if model.provider not in self._available:
                 continue
             if (refusal := self._health.refusal(model)) is not None:
                 unwell[alias] = refusal.why
-            if (speed := self._learned.speed(alias)) is not None:
+            if (speed := self._learned.speed(alias, now)) is not None:
                 latency[alias] = speed
             counted = self._learned.counted_input(alias, given.input_tokens)
             if (free := self._limits.room(model, counted)) is not None:

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.estimate import COMPARED_AFTER, KEPT_CALLS, KNOWN_AFTER, RATIO_BOUNDS, RECENT_CALLS, Learned, base_tokens
+from processor.estimate import (
+    COMPARED_AFTER,
+    KEPT_CALLS,
+    KNOWN_AFTER,
+    RATIO_BOUNDS,
+    RECENT_CALLS,
+    RECENT_S,
+    Learned,
+    base_tokens,
+)
 from processor.messages import Request, decode_request
 
 
@@ -127,33 +136,52 @@ def watched(calls: int, *, first_s: float | None, total_s: float, tokens: int = 
 
 
 def test_a_models_speed_is_its_wait_and_its_pace_once_some_calls_are_known() -> None:
-    assert watched(COMPARED_AFTER - 1, first_s=0.5, total_s=2.5).speed("haiku") is None
-    assert watched(COMPARED_AFTER, first_s=0.5, total_s=2.5).speed("haiku") == (0.5, 50.0)
-    assert Learned().speed("haiku") is None
+    assert watched(COMPARED_AFTER - 1, first_s=0.5, total_s=2.5).speed("haiku", 0.0) is None
+    assert watched(COMPARED_AFTER, first_s=0.5, total_s=2.5).speed("haiku", 0.0) == (0.5, 50.0)
+    assert Learned().speed("haiku", 0.0) is None
 
 
 def test_of_whole_answers_all_the_time_is_in_the_pace_and_streams_count_before_them() -> None:
     learned = watched(COMPARED_AFTER, first_s=4.0, total_s=4.0, streamed=False)
-    assert learned.speed("haiku") == (0.0, 25.0)
+    assert learned.speed("haiku", 0.0) == (0.0, 25.0)
     for _ in range(COMPARED_AFTER):
         learned.observe("haiku", 100, 100, 100, 1.0, duration_s=3.0)
-    assert learned.speed("haiku") == (1.0, 50.0)
+    assert learned.speed("haiku", 0.0) == (1.0, 50.0)
 
 
 def test_a_speed_follows_the_vendor_and_one_slow_call_does_not_move_it() -> None:
     learned = watched(2 * RECENT_CALLS, first_s=0.5, total_s=2.5)
     learned.observe("haiku", 100, 100, 100, 30.0, duration_s=90.0)
-    assert learned.speed("haiku") == (0.5, 50.0)
+    assert learned.speed("haiku", 0.0) == (0.5, 50.0)
     for _ in range(RECENT_CALLS):
         learned.observe("haiku", 100, 100, 100, 1.0, duration_s=5.0)
-    assert learned.speed("haiku") == (1.0, 25.0)
+    assert learned.speed("haiku", 0.0) == (1.0, 25.0)
+
+
+def test_a_speed_is_forgotten_after_an_hour_so_that_a_model_which_was_slow_is_tried_again() -> None:
+    learned = Learned()
+    for n in range(COMPARED_AFTER + 1):
+        learned.observe("haiku", 100, 100, 100, 20.0, duration_s=40.0, now=60.0 * n)
+    assert learned.speed("haiku", RECENT_S + 59) == (20.0, 5.0)
+    assert learned.speed("haiku", RECENT_S + 60) is None
+    for n in range(1, COMPARED_AFTER + 1):
+        assert learned.speed("haiku", 2 * RECENT_S) is None
+        learned.observe("haiku", 100, 100, 100, 0.5, duration_s=2.5, now=2 * RECENT_S + n)
+    assert learned.speed("haiku", 2 * RECENT_S + 9) == (0.5, 50.0)
+
+
+def test_old_streams_do_not_stand_before_whole_answers_of_today() -> None:
+    learned = watched(COMPARED_AFTER, first_s=4.0, total_s=6.0)
+    for n in range(COMPARED_AFTER):
+        learned.observe("haiku", 100, 100, 100, 4.0, streamed=False, duration_s=4.0, now=RECENT_S + n)
+    assert learned.speed("haiku", RECENT_S + 9) == (0.0, 25.0)
 
 
 def test_an_answer_that_came_at_once_or_is_empty_divides_by_nothing() -> None:
-    speed = watched(COMPARED_AFTER, first_s=0.5, total_s=0.5).speed("haiku")
+    speed = watched(COMPARED_AFTER, first_s=0.5, total_s=0.5).speed("haiku", 0.0)
     assert speed is not None
     assert 0 < speed[1] < float("inf")
-    assert watched(COMPARED_AFTER, first_s=0.5, total_s=0.5, tokens=0).speed("haiku") is None
+    assert watched(COMPARED_AFTER, first_s=0.5, total_s=0.5, tokens=0).speed("haiku", 0.0) is None
 
 
 def test_a_models_usual_answer_is_the_median() -> None:

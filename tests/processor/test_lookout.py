@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,7 @@ class Watch:
 
     def answered(self, alias: str, seconds: float, tokens: int) -> None:
         for _ in range(COMPARED_AFTER):
-            self.learned.observe(alias, 100, 100, tokens, seconds / 2, duration_s=seconds)
+            self.learned.observe(alias, 100, 100, tokens, seconds / 2, duration_s=seconds, now=time.monotonic())
 
     def first(self, **fields: Any) -> str:
         return self.route(**fields).candidates[0].model.alias
