@@ -30,10 +30,11 @@ SHORTFALL: Final = 2.0
 """For each tier below the one that suffices."""
 SAME_VENDOR: Final = 1.0
 """For a fallback of the vendor whose model was asked for: what stops one often stops the other. Less than a tier."""
-QUALITY: Final = 2.0
-"""For each tier, where quality alone decides."""
+QUALITY: Final = 5.0
+"""For each tier, where quality alone decides: more than latency (weighed as for "quality"), room that is not scarce and
+the vendor take off together, so these only part models of one tier."""
 THRIFT: Final = 2.0
-"""How many times its weight the price has where the budget is nearly used."""
+"""How many times its weight, or that of "balanced" if this is more, the price has where the budget is nearly used."""
 SCARCE: Final = 0.1
 """Of a model with less free than this share of its tightest limit the next request may have to wait …"""
 SCARCE_LOSS: Final = 12.0
@@ -81,15 +82,17 @@ def scores(candidates: Sequence[Aspects], aims: Aims) -> list[float]:
     found = []
     for candidate, dearer in zip(candidates, prices, strict=True):
         score = -SHORTFALL * max(0, aims.tier - candidate.tier)
+        weigh = aims.weigh
         if aims.thrifty:
-            score -= THRIFT * PRICE[aims.weigh] * dearer
+            score -= THRIFT * max(PRICE[weigh], PRICE["balanced"]) * dearer
         elif aims.quality_only:
             score += QUALITY * candidate.tier
+            weigh = "quality"
         else:
-            score -= PRICE[aims.weigh] * dearer
+            score -= PRICE[weigh] * dearer
             score += 0.0 if candidate.preferred is None else PREFERRED / (candidate.preferred + 1)
         if candidate.latency_s is not None:
-            score -= LATENCY[aims.weigh] * _doubled(candidate.latency_s, fastest)
+            score -= LATENCY[weigh] * _doubled(candidate.latency_s, fastest)
         if candidate.room is not None:
             score -= SCARCE_LOSS if candidate.room < SCARCE else ROOM * (1 - candidate.room)
         score -= SAME_VENDOR * candidate.same_vendor + UNWELL * candidate.unwell

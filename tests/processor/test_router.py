@@ -203,9 +203,19 @@ def test_without_cost_optimization_quality_decides() -> None:
     assert under(EASY.model_copy(update={"model": "haiku"}), by_quality=True).candidates[1].model.tier == 5
 
 
+def test_without_cost_optimization_speed_and_room_only_part_models_of_one_quality() -> None:
+    known: dict[str, Any] = {
+        "latency": {"sonnet": (40.0, 20.0), "sonnet-5.5": (20.0, 20.0), "qwen": (0.5, 500.0)},
+        "room": {"sonnet": 0.11, "sonnet-5.5": 0.11},
+    }
+    assert names(under(EASY, by_quality=True, **known))[:2] == ["sonnet-5.5", "sonnet"]
+    fallbacks = names(under(EASY.model_copy(update={"model": "haiku"}), by_quality=True, **known))[1:3]
+    assert fallbacks == ["sonnet-5.5", "sonnet"]
+
+
 @pytest.mark.parametrize("by_quality", [False, True])
 def test_near_the_end_of_a_budget_cheaper_models_are_preferred(by_quality: bool) -> None:
-    for asked in (EASY, HARD):
+    for asked in (EASY, HARD, EASY.model_copy(update={"prefer": "quality"})):
         usual, thrifty = under(asked), under(asked, thrifty=True, by_quality=by_quality)
         assert thrifty.candidates[0].cost_usd < usual.candidates[0].cost_usd / 5
         assert "the budget is nearly used" in thrifty.candidates[0].reason
