@@ -169,6 +169,9 @@ def _asked(text: str | None, system: str | None, **options: Any) -> dict[str, An
     question = "\n\n".join(part for part in (text, piped) if part)
     if not question.strip():
         raise typer.BadParameter("nothing to ask: give TEXT or pipe it in")
+    for given in (question, system, *options.values()):
+        if isinstance(given, str) and any("\ud800" <= char <= "\udfff" for char in given):  # bytes that are no UTF-8
+            raise typer.BadParameter(f"{given[:40]!r} is not text")
     messages = [{"role": "user", "content": question}]
     if system:
         messages.insert(0, {"role": "system", "content": system})

@@ -52,7 +52,13 @@ async def _of_a_sidecar(settings: Settings, asked: bytes) -> dict[str, Any]:
             answer = await nc.request("llm.route", asked, timeout=WAIT_S)
         except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
             raise Fatal("no sidecar answers on this broker", Exit.UNREACHABLE) from None
-    decision: dict[str, Any] = orjson.loads(answer.data)
+        except nats.errors.Error as error:
+            raise Fatal(f"the broker does not take the question ({error})", Exit.UNREACHABLE) from None
+    try:
+        decision: dict[str, Any] = orjson.loads(answer.data)
+    except orjson.JSONDecodeError:
+        said = (answer.headers or {}).get("Nats-Service-Error", "no JSON")
+        raise Fatal(f"the sidecar has no answer ({said})", Exit.UNREACHABLE) from None
     return decision
 
 

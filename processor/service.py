@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from processor.broker import contract_dir
 from processor.budgets import configured as configured_budgets
 from processor.bus import Bus
 from processor.cache_stores import CacheStore, FallbackCache, MemoryCache, RedisCache
-from processor.catalog import Catalog, load_catalog
+from processor.catalog import Catalog, CatalogError, UnknownModel, load_catalog
 from processor.clocks import Clocks
 from processor.config import Settings
 from processor.discovery import announce
@@ -114,9 +115,14 @@ def configured_providers(settings: Settings) -> Configured:
 
 
 def configured_catalog(settings: Settings) -> Catalog:
-    """The catalog that the settings mean. Raises `CatalogError`."""
+    """The catalog that the settings mean. Raises `CatalogError`, for a DEFAULT_MODEL that it lacks too."""
     own = settings.local_base_url is not None
-    return load_catalog(settings.sidecar_catalog, local_server=own, local_model=settings.local_model)
+    catalog = load_catalog(settings.sidecar_catalog, local_server=own, local_model=settings.local_model)
+    try:
+        catalog.resolve(settings.default_model, datetime.now(UTC).date())
+    except UnknownModel as error:
+        raise CatalogError(f"DEFAULT_MODEL: {error}") from None
+    return catalog
 
 
 def redis_client(url: str) -> Redis:

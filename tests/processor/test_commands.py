@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from processor import jetstream
 from providers.base import Opened
@@ -86,6 +87,34 @@ async def test_route_fails_where_no_model_can_answer_or_the_question_is_refused(
         assert (unknown.code, "not_found: model: there is no model 'hauku'" in unknown.err) == (1, True)
     assert (await command("route", "hi", "--prefer", "luck", NATS_URL=url)).code == 2
     assert (await command("route", NATS_URL=url)).code == 2
+
+
+async def test_route_decides_by_the_settings_where_a_sidecar_fails_or_its_broker_takes_no_such_question(
+    url: str, nc: Client
+) -> None:
+    async def fail(msg: Msg) -> None:
+        await nc.publish(
+            msg.reply, b"", headers={"Nats-Service-Error": "out of order", "Nats-Service-Error-Code": "500"}
+        )
+
+    await nc.subscribe("llm.route", cb=fail)
+    failed = await command("route", "hi", "--json", NATS_URL=url, GROQ_API_KEY="gsk")
+    assert (failed.code, one_line(failed), "(out of order); decided by" in failed.err) == (0, True, True)
+    large = await command("route", "--json", stdin="x" * 9_000_000, NATS_URL=url, GROQ_API_KEY="gsk")
+    assert (large.code, one_line(large), "maximum payload exceeded" in large.err) == (1, True, True)
+    assert orjson.loads(large.out)["error"]["type"] == "too_large"
+
+
+@pytest.mark.parametrize("asking", [["ask"], ["route"], ["route", "hi", "--model"], ["route", "hi", "--system"]])
+async def test_bytes_that_are_no_text_are_wrong_usage(asking: list[str]) -> None:
+    wrong = await command(*asking, "caf\udce9", NATS_URL=NOWHERE)
+    assert (wrong.code, "is not text" in wrong.err, "Traceback" in wrong.err) == (2, True, False)
+
+
+async def test_a_default_model_that_there_is_not_is_told_before_anything_starts() -> None:
+    for command_line in (["processor"], ["route", "hi"], ["check"]):
+        wrong = await command(*command_line, NATS_URL=NOWHERE, DEFAULT_MODEL="hauku")
+        assert (wrong.code, "DEFAULT_MODEL: there is no model 'hauku'" in wrong.out + wrong.err) == (1, True)
 
 
 def one_line(ended: Ended) -> bool:
