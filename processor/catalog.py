@@ -15,8 +15,8 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from processor.pricing import FREE, PER, Cost, Price, PriceList, Rates
-from processor.rules import Routing, unknown_model
-from processor.traits import Ability, Combination
+from processor.rules import DEFAULT, Routing, unknown_model
+from processor.traits import AUTO, Ability, Combination
 from providers.base import Usage
 
 WARN_BEFORE = timedelta(days=30)
@@ -138,6 +138,8 @@ class _File(_Table):
     def _is_consistent(self) -> _File:
         owner: dict[tuple[str, str], str] = {}
         for alias, model in self.models.items():
+            if alias.lower() in {AUTO, DEFAULT}:
+                raise ValueError(f"models.{alias}: {alias!r} is what routing decides, and no model's name")
             # Two providers may serve one model under one id: asked for by it, the first of them answers.
             names = {("", name) for name in (alias, *model.also)}
             for scope, name in names | {(model.provider, name) for name in (model.id, *model.also)}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from processor.traits import Ability, Preference, Traits
 
@@ -14,6 +14,11 @@ DEFAULT: Final = "default"
 
 Weigh = Literal["balanced", "cost", "speed", "quality"]
 _CONDITIONS: Final = frozenset({"task_types", "prefer", "complexity_from", "above_tokens", "needs"})
+
+
+def spelling(task_type: str) -> str:
+    """As task types are compared: "Code-Review" is "code_review"."""
+    return task_type.lower().replace("-", "_")
 
 
 class Rule(BaseModel):
@@ -43,9 +48,15 @@ class Rule(BaseModel):
         """Whether it has no condition."""
         return all(getattr(self, condition) is None for condition in _CONDITIONS)
 
+    @field_validator("task_types")
+    @classmethod
+    def _spelled_alike(cls, task_types: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if task_types is None else tuple(map(spelling, task_types))
+
     def fits(self, traits: Traits) -> bool:
+        task_type = None if traits.task_type is None else spelling(traits.task_type)
         return (
-            (self.task_types is None or traits.task_type in self.task_types)
+            (self.task_types is None or task_type in self.task_types)
             and (self.prefer is None or traits.prefer == self.prefer)
             and (self.complexity_from is None or traits.complexity >= self.complexity_from)
             and (self.above_tokens is None or traits.input_tokens > self.above_tokens)

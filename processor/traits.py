@@ -46,7 +46,7 @@ class Traits(BaseModel):
 def traits(request: Request) -> Traits:
     """What routing looks at in `request`."""
     return Traits(
-        model=None if request.model == AUTO else request.model,
+        model=None if request.model is None or request.model.lower() == AUTO else request.model,
         task_type=request.task_type,
         prefer=request.prefer,
         fallback=request.fallback,

@@ -214,6 +214,9 @@ def test_a_new_model_needs_no_code(tmp_path: Path) -> None:
         ('[models.haiku]\nalso = ["sonnet"]\n', "belongs to two models"),
         ('[models.x]\nid = "x/y"\nprovider = "groq"\ncontext = 1\nmax_output = 1\n', "no price is known for x/y"),
         ("[models.x]\n", "models.x.id"),
+        (f"{TINY}{RATES}".replace("tiny", "auto"), "models.auto: 'auto' is what routing decides"),
+        (f"{TINY}{RATES}".replace("tiny", "Default"), "models.Default: 'Default' is what routing decides"),
+        ('[models.haiku]\ncannot = ["fly"]\n', "models.haiku.cannot"),
         (f"{TINY}valid_from = 2027-01-01\n{RATES}", "no price holds before 2027-01-01"),
         (f"{TINY}above_input_tokens = 5\n{RATES}", "no price holds before"),
         (

@@ -84,6 +84,11 @@ HARD = Traits(input_tokens=1_000, complexity=0.9)
         ({"task_type": "reasoning"}, "reasoning", "sonnet"),
         ({"task_type": "translation", "complexity": 0.9}, "simple-task", "haiku"),
         ({"task_type": "poetry", "complexity": 0.9}, "complex", "sonnet"),
+        ({"task_type": "summarisation", "complexity": 0.9}, "simple-task", "haiku"),
+        ({"task_type": "Translate", "complexity": 0.9}, "simple-task", "haiku"),
+        ({"task_type": "code-review"}, "code", "sonnet"),
+        ({"task_type": "CODE"}, "code", "sonnet"),
+        ({"task_type": "maths"}, "reasoning", "sonnet"),
         ({"prefer": "speed"}, "speed", "gpt-oss-120b"),
         ({"prefer": "cost", "complexity": 0.9}, "cost", "haiku"),
         ({"prefer": "quality"}, "quality", "sonnet"),
@@ -403,6 +408,14 @@ def test_everything_considered_is_told() -> None:
     considered = routed(available={"anthropic"}, model="haiku").considered
     assert len(considered) == len(CATALOG.models)
     assert considered[0].reason == "haiku was asked for"
+
+
+def test_a_rule_of_ones_own_spells_its_task_types_as_it_likes(tmp_path: Path) -> None:
+    rules = '[[routing.rules]]\nname = "mine"\ntask_types = ["Field-Report"]\n[[routing.rules]]\nname = "all"\n'
+    (tmp_path / "mine.toml").write_text(rules)
+    mine = load_catalog(tmp_path / "mine.toml")
+    for spelled in ("Field-Report", "field_report"):
+        assert route(EASY.model_copy(update={"task_type": spelled}), mine, conditions()).rule == "mine"
 
 
 def test_a_rule_of_ones_own_may_prefer_a_demo_model(tmp_path: Path) -> None:

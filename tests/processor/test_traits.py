@@ -28,7 +28,7 @@ def test_a_plain_request_needs_nothing() -> None:
 
 
 def test_auto_is_no_model() -> None:
-    assert traits(request(model="auto")).model is None
+    assert [traits(request(model=auto)).model for auto in ("auto", "Auto", "AUTO")] == [None, None, None]
     assert traits(request(model="haiku")).model == "haiku"
 
 
