@@ -25,8 +25,8 @@ class Weight:
 
 
 BIAS: Final = -0.6
-"""So that at 0.5 the share of hard prompts caught less that of easy ones sent too is largest (Youden's J, on the half
-of the labelled prompts in bench/routing that weights were chosen on)."""
+"""So that of all tenths 0.5 has the largest share of hard prompts caught less that of easy ones sent too (Youden's J,
+on the half of the labelled prompts in bench/routing that weights were chosen on)."""
 WEIGHTS: Final[dict[str, Weight]] = {
     "reasoning": Weight(1.1, 3, "reasoning", "asks why, proves, weighs or compares"),
     "hypothetical": Weight(0.5, 2, "what if", "an answer for each case"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from datetime import UTC, datetime
 from typing import get_args
 
 import pytest
+from rich.console import Console
 
-from bench.routing.evaluate import SHIPPED, Split, auc, compare, curve, fastest_s, load, of_4_kb
+from bench.routing.evaluate import BAR, SHIPPED, Split, _curve, auc, compare, curve, fastest_s, load, of_4_kb
 
 PROMPTS = load()
 HELD = [p for p in PROMPTS if p.split == "held"]
@@ -50,6 +52,15 @@ def test_the_curve_goes_from_always_strong_to_never() -> None:
     assert (points[0].caught, points[0].sent_too, points[0].of_strong) == (1, 1, 1)
     assert (points[-1].caught, points[-1].sent_too) == (0, 0)
     assert [p.cost for p in points] == sorted((p.cost for p in points), reverse=True)
+
+
+def test_the_curve_is_whole_and_marks_the_shipped_threshold_in_a_pipe_too() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_curve(HELD, "held", NOW))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[1] for line in lines if "*" in line and "%" in line] == [f"{SHIPPED:.1f}"]
+    assert not any("…" in line for line in lines)
+    assert max(line.count("█") for line in lines) == BAR
 
 
 def test_auc_is_the_share_of_pairs_in_order_with_ties_for_half() -> None:

@@ -33,7 +33,8 @@ ANSWER_TOKENS: Final = 300
 """Taken as the usual answer of both models."""
 THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
 RESAMPLED: Final = 2_000
-BAR: Final = 24
+BAR: Final = 10
+"""Characters of the longest: the tables fit a terminal of 80, and a pipe, which has no more."""
 
 Split = Literal["dev", "held"]
 Scorer = Callable[[str], float]
@@ -190,11 +191,14 @@ def _aucs(prompts: Sequence[Prompt]) -> Table:
 
 
 def _curve(prompts: Sequence[Prompt], split: Split, at: datetime) -> Table:
-    table = Table("from score", "hard caught", "", "easy sent too", "$ a prompt", "of always strong", title=split)
+    table = Table("from score", "hard caught", title=split)
+    table.add_column("", min_width=BAR)
+    for head in ("easy sent too", "$ a prompt", "of always strong"):
+        table.add_column(head)
     for point in curve([p for p in prompts if p.split == split], THRESHOLDS, at):
         bar = "█" * round(point.caught * BAR)
         table.add_row(
-            "never" if point.threshold > 1 else f"{point.threshold:.1f}",
+            "never" if point.threshold > 1 else f"{point.threshold:.1f}{' *' * (point.threshold == SHIPPED)}",
             f"{point.caught:.0%}",
             bar,
             f"{point.sent_too:.0%}",
@@ -202,7 +206,7 @@ def _curve(prompts: Sequence[Prompt], split: Split, at: datetime) -> Table:
             f"{point.of_strong:.0%}",
             style="bold" if point.threshold == SHIPPED else None,
         )
-    table.caption = f"bold: as shipped; {' and '.join(_priced(at))}, answers of {ANSWER_TOKENS} tokens"
+    table.caption = f"*: as shipped; {' and '.join(_priced(at))}, answers of {ANSWER_TOKENS} tokens"
     return table
 
 
