@@ -66,6 +66,8 @@ def part(text: str) -> Parted:
     if len(text) > MAX_CHARS:
         text = text[: MAX_CHARS // 2] + " " + text[-MAX_CHARS // 2 :]
     pieces = _FENCE.split(text, maxsplit=2 * MAX_FENCES)
+    if len(pieces) % 2 == 0:  # the last fence is never closed: what follows it may be the question
+        pieces[-2:] = ["\n".join(pieces[-2:])]
     code = pasted = 0
     for block in pieces[1::2]:
         lines = [line for line in block.splitlines() if line.strip()]

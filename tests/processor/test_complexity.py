@@ -85,6 +85,13 @@ def test_code_is_told_from_the_question_about_it() -> None:
     assert bare.code_lines == 3
 
 
+@pytest.mark.parametrize("before", ["```python\n" + "x = f(1)\n" * 9, "What is ``` for? ", 'It printed """. '])
+def test_a_fence_that_is_never_closed_does_not_swallow_the_question(before: str) -> None:
+    question = "Why does this deadlock under load? Find the race condition."
+    assert score(f"{before}\n{question}") >= 0.5
+    assert question in part(f"{before}\n{question}").instruction
+
+
 def test_tables_logs_quotes_and_transcripts_are_material() -> None:
     for material in (
         READINGS,
