@@ -101,10 +101,10 @@ class _Work:
 
     def stands_in(self, index: int) -> bool:
         """Whether candidate `index` is not what was meant: for `auto`, whether it is worse, or a demo."""
-        first, served = self.chosen.candidates[0].model, self.chosen.candidates[index].model
-        if self.chosen.rule == ASKED:
-            return served is not first
-        return served.tier < first.tier or served.demo
+        meant, served = self.chosen.meant, self.chosen.candidates[index].model
+        if self.chosen.rule == ASKED or meant is None:
+            return served is not meant
+        return served.tier < meant.tier or served.demo
 
     def considered(self, served: int) -> tuple[Considered, ...]:
         """Every candidate with what came of it, then those that were refused."""

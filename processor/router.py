@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -86,6 +86,8 @@ class Route:
     """The name of the rule that counted; `ASKED` for a model that was asked for by name."""
     model_class: str
     """What an answer may be kept under: the id of the model that was asked for, else `auto:` and the rule."""
+    meant: CatalogModel | None = None
+    """Whose answer was wanted, were it well and had it room; None where there is no candidate."""
     nobody: ErrorType = ErrorType.UNAVAILABLE
     """What a client is told where there is no candidate: whether the request is at fault, or what is configured."""
 
@@ -142,7 +144,8 @@ def _for_name(name: str, given: Traits, catalog: Catalog, conditions: Conditions
         if c.model is first
     ]
     candidates = (*mine, *(c for c in ranked if c.model is not first))
-    return Route(candidates, tuple(refusals), given, ASKED, first.id, fault)
+    meant = candidates[0].model if candidates else None
+    return Route(candidates, tuple(refusals), given, ASKED, first.id, meant, fault)
 
 
 def _for_auto(given: Traits, catalog: Catalog, conditions: Conditions) -> Route:
@@ -161,10 +164,20 @@ def _for_auto(given: Traits, catalog: Catalog, conditions: Conditions) -> Route:
     elif aims.quality_only:
         says = f"{says}, by quality"
     ranked = _ranked(able, given, catalog, conditions, aims, preferred, says)
+    meant = _meant([candidate.model for candidate in ranked], preferred, aims)
     if given.fallback is False:
         refusals += [_refused(c.model, f"{ranked[0].name} alone may answer") for c in ranked[1:]]
         ranked = ranked[:1]
-    return Route(tuple(ranked), tuple(refusals), given, rule.name, f"auto:{rule.name}", _fault(refusals))
+    return Route(tuple(ranked), tuple(refusals), given, rule.name, f"auto:{rule.name}", meant, _fault(refusals))
+
+
+def _meant(ranked: Sequence[CatalogModel], preferred: Collection[str], aims: Aims) -> CatalogModel | None:
+    """The best by the rule or by quality, whether it is well or not; where only price counts, the first."""
+    if aims.quality_only and not aims.thrifty:
+        return max(ranked, key=lambda model: model.tier, default=None)
+    by_alias = {} if aims.thrifty else {model.alias: model for model in ranked}
+    named = (by_alias[alias] for alias in preferred if alias in by_alias)
+    return next(named, ranked[0] if ranked else None)
 
 
 def _preferred(rule: Rule, catalog: Catalog, conditions: Conditions) -> dict[str, tuple[int, tuple[str, ...]]]:

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 
 from processor.service import Processor
 from providers.base import Finished, FinishReason, Opened, Provider, TextDelta, ToolCallDelta, Usage
-from providers.errors import InvalidPrompt, VendorError
+from providers.errors import BadCredentials, InvalidPrompt, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
 from tests.conftest import StartProcessor, redis_server, short_folder
 from tests.processor.test_end_to_end import answer, slow
@@ -57,6 +57,17 @@ async def test_the_same_request_again_is_answered_without_a_call_and_says_what_i
     assert second["route"]["reason"] == "from the cache: haiku was asked for"
     assert second["id"] != first["id"]
     assert processor.load()["cache"] == {"hits": 1, "misses": 1, "coalesced": 0, "saved_usd": COST}
+
+
+async def test_what_a_lesser_model_answered_while_the_meant_one_was_out_is_not_kept(
+    nc: Client, start: StartProcessor
+) -> None:
+    groq = ScriptedProvider(answer())
+    await start({"anthropic": ScriptedProvider([BadCredentials("no", status=401)]), "groq": groq})
+    for _ in range(3):
+        reply = await ask(nc, body("Why?", model="auto", task_type="code"))
+        assert (reply["provider"], reply["cached"]) == ("groq", False)
+    assert groq.calls == 3
 
 
 async def test_the_audit_log_says_that_an_answer_needed_no_call(nc: Client, start: StartProcessor) -> None:

@@ -238,6 +238,22 @@ def test_a_free_model_is_cheaper_than_all_others() -> None:
     assert names(route(EASY, mine, conditions()))[0] == "haiku"
 
 
+def test_who_was_meant_is_known_though_another_comes_first() -> None:
+    def meant(given: Traits, **known: Any) -> tuple[str, str]:
+        found = under(given, **known)
+        assert found.meant is not None
+        return found.meant.alias, names(found)[0]
+
+    out = {"unwell": {"sonnet": "down", "sonnet-5.5": "down"}}
+    assert meant(HARD, **out) == ("sonnet", "gemini")
+    assert meant(HARD, room={"sonnet": 0.0}) == ("sonnet", "gemini")
+    assert meant(EASY, by_quality=True, **out) == ("sonnet", "gemini-3.8-flash")
+    thrifty, cheap = meant(HARD, thrifty=True)
+    assert thrifty == cheap
+    assert meant(EASY.model_copy(update={"model": "sonnet"}), **out) == ("sonnet", "sonnet")
+    assert under(EASY, available=set()).meant is None
+
+
 # --- a model that was asked for ---------------------------------------------------------------
 
 
