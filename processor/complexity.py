@@ -28,7 +28,7 @@ BIAS: Final = -0.6
 """So that of all tenths 0.5 has the largest share of hard prompts caught less that of easy ones sent too (Youden's J,
 on the half of the labelled prompts in bench/routing that weights were chosen on)."""
 WEIGHTS: Final[dict[str, Weight]] = {
-    "reasoning": Weight(1.1, 3, "reasoning", "asks why, proves, weighs or compares"),
+    "reasoning": Weight(1.1, 3, "reasoning", "proves, weighs or compares"),
     "hypothetical": Weight(0.5, 2, "what if", "an answer for each case"),
     "planning": Weight(0.7, 2, "planning", "has to hold together as a whole"),
     "expertise": Weight(0.6, 2, "law or medicine", "a plausible wrong answer does harm"),

@@ -18,16 +18,16 @@ WORDS: Final[Mapping[str, str]] = {
                 consequenc* optimal* optimi* minimi* maximi* diagnos* root_cause cause causes hypothes* counterexampl*
         counterargument* paradox*
         contradict* infer* causal* confound* bias* negotiat* priorit* weigh weighing dilemma* conflict* reconcil*
-        feasib* argu* compar* assess* evaluat* rigor* why invariant* equilibri* incentiv* fallac* worst_case strongest
+        feasib* argu* compar* assess* evaluat* rigor* invariant* equilibri* incentiv* fallac* worst_case strongest
         ambig* recommend* estimat* propos* edge_case edge_cases tell_apart find_out show_that show_why how_can how_would
         how_should what_happened wrong fair trust survive happened uncertain* convinc* persuad* loophole* risk*
         drift* outlier* anomal* calibrat* faulty plausib* mislead* interpret* connotation register tone pun nuance*
         liar knights puzzle* riddle* objection* steelman rebut* flaw* subtle
         go_wrong pitfall* caveat* limitation* robust* inconsisten* discrepan* mismatch* suspicious suspect* blame
         reasoning criteria* unintended side_effect side_effects trap rank ranking explain_why what_would what_could
-        demuestr* demostr* deduc* argument* estrateg* compens* hipotes* por_que causa* evalu* propon* contradic* matiz*
-        demontr* prouv* dedui* arbitrag* pourquoi concili* evalue* propos* incertitud*
-        beweis* begrund* abwag* warum widerspr* zielkonflikt* herleit* beurteil* bewert* vergleich* wie_kann
+        demuestr* demostr* deduc* argument* estrateg* compens* hipotes* causa* evalu* propon* contradic* matiz*
+        demontr* prouv* dedui* arbitrag* concili* evalue* propos* incertitud*
+        beweis* begrund* abwag* widerspr* zielkonflikt* herleit* beurteil* bewert* vergleich* wie_kann
         demonstr* provar justifique avali* porque proponh*
         thibitisha linganisha tathmini kwa_nini pendekeza eleza
         """,

@@ -198,3 +198,8 @@ def test_only_the_first_and_the_last_8000_characters_are_looked_at() -> None:
     head, tail = "Summarise." + "word " * 1_598, "word " * 1_598 + "Thank you."
     assert len(head) == len(tail) == MAX_CHARS // 2
     assert features(head + "\n- prove it\n- and why" * 2 + tail) == features(head + " " + tail)
+
+
+@pytest.mark.parametrize("text", ["Why is the sky blue?", "why does my cat sneeze", "Warum ist der Himmel blau?"])
+def test_to_ask_why_alone_is_not_hard(text: str) -> None:
+    assert score(text) < 0.5
