@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from processor.parts import Token
 from processor.pricing import FREE, PER, Cost, Price, PriceList, Rates
 from processor.rules import DEFAULT, Routing, unknown_model
 from processor.traits import AUTO, Ability, Combination
@@ -65,7 +66,7 @@ class Budget(_Table):
 class Budgets(Budget):
     """The global budget, and one for each tenant that has its own."""
 
-    tenants: dict[str, Budget] = Field(default_factory=dict)
+    tenants: dict[Token, Budget] = Field(default_factory=dict)
 
 
 class OwnPrice(_Table):
