@@ -159,13 +159,16 @@ AuditEntry = Annotated[Received | Routed | Attempt | Ended, Field(discriminator=
 
 
 def message_id(entry: AuditEntry) -> str:
-    """One per request and step: a redelivery writes nothing twice, and a request has one terminal event."""
+    """One per request and step: a redelivery writes nothing twice, and a request has one terminal event.
+
+    An attempt has one per call: two deliveries may give theirs the same number, and each has cost what it cost.
+    """
     match entry:
         case Received():
             return f"{entry.id}:received"
         case Routed():
             return f"{entry.id}:routed"
         case Attempt():
-            return f"{entry.id}:attempt:{entry.attempt}"
+            return f"{entry.id}:attempt:{entry.attempt}:{entry.replica}:{entry.started:%Y%m%dT%H%M%S.%f}"
         case Ended():
             return f"{entry.id}:ended"
