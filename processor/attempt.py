@@ -43,11 +43,15 @@ Speech = TextDelta | ThinkingDelta | ToolCallDelta
 
 @dataclass(slots=True)
 class Tally:
-    """What a request has used so far, over all its attempts in this delivery."""
+    """What a request has used so far, over all its attempts in this delivery.
+
+    `complete`: the record of its complete answer, for whoever finds that nobody else could write it.
+    """
 
     attempts: int = 0
     cost_usd: Decimal = Decimal(0)
     estimated: bool = False
+    complete: Attempt | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -135,7 +139,8 @@ class Attempts:
         self._settle(run, streamed=outbox.stream)
         self._prefixes.answered(prefix)
         self._health.succeeded(model, run.ticket)
-        return self._record(run, request, tally, common, (seen.usage, False), None)
+        tally.complete = self._record(run, request, tally, common, (seen.usage, False), None)
+        return tally.complete
 
     async def _drive(self, run: Run, prompt: Prompt, outbox: Outbox) -> None:
         seen = run.transcript

@@ -264,6 +264,8 @@ class Worker:
         finally:
             job.call.cancel()
             await asyncio.wait({job.call})
+        if (job.call.cancelled() or job.call.exception() is not None) and job.tally.complete is not None:
+            self._audit.write_soon(job.tally.complete)  # paid for, though it came to nothing
         try:
             answered = job.call.result()
             if answered.attempt is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from processor.cache_stores import MemoryCache
 from processor.service import Processor
 from providers.base import Finished, FinishReason, Opened, Provider, TextDelta, ToolCallDelta, Usage
 from providers.errors import BadCredentials, InvalidPrompt, VendorError
@@ -78,6 +79,25 @@ async def test_the_audit_log_says_that_an_answer_needed_no_call(nc: Client, star
     assert set(events) == {"received", "routed", "completed"}
     ended = events["completed"]
     assert (ended["cached"], ended["saved_usd"], ended["cost_usd"], ended["attempts"]) == (True, COST, 0, 0)
+
+
+async def test_a_call_is_on_record_though_its_request_is_cancelled_while_the_answer_is_kept(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping = asyncio.Event()
+
+    async def keep(*_: Any) -> None:
+        keeping.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(MemoryCache, "put", keep)
+    await start({"anthropic": ScriptedProvider(answer())})
+    asked = asyncio.create_task(ask(nc, body("Why?"), Nats_Msg_Id="paid"))
+    await keeping.wait()
+    await nc.publish("llm.cancel.paid")
+    assert (await asked)["error"]["type"] == "cancelled"
+    events = {e["event"]: e for e in await wait_until(lambda: all_audit_events(nc, "paid", 4))}
+    assert (events["attempt"]["cost_usd"], events["cancelled"]["cost_usd"]) == (COST, COST)
 
 
 async def test_a_hit_is_streamed_to_whoever_asked_for_a_stream(nc: Client, start: StartProcessor) -> None:
