@@ -234,49 +234,62 @@ class Admission:
             if not line.may_try(waiter):
                 return _Blocked(place, max(now, line.open_at), "others wait for its limit")
             critical = critical or line.is_overdue(waiter)
-        if (unwell := self._health.refusal(model)) is not None:
-            return _Blocked(unwell.place, now + unwell.wait_s, unwell.why, limited=False)
-        if (pacer := self._pacers.get(model.provider)) is not None:
-            if not pacer.has_capacity():
-                return _Blocked((model.provider, ""), now + pacer.time_period, "its requests are spaced")
-            await pacer.acquire()
+        if (unwell := self._unwell(model)) is not None:
+            return unwell
         await self._open(model.provider)
-        reserved = await self._reserve(model, need, critical=critical)
-        if isinstance(reserved, Denied):
-            return _Blocked((model.provider, reserved.scope), now + reserved.wait_s, reserved.why)
-        reservation, ticket = reserved
-        hold = await self._hold(entrant, option, reservation, ticket)
+        hold = await self._hold(entrant.tenant, entrant.candidates[option.index].price)
         if isinstance(hold, _Blocked):
             return hold
+        try:
+            reserved = await self._paced(model, need, critical=critical)
+        except BaseException:
+            self._spending.settle(hold, None)
+            raise
+        if isinstance(reserved, _Blocked):
+            self._spending.settle(hold, None)
+            return reserved
+        reservation, ticket = reserved
         entrant.passed_over.pop(option.index, None)
         for place in places(model):
             if (line := self._lines.get(place)) is not None:
                 line.passed(waiter.priority)
         return Admitted(option.index, reservation, ticket, hold)
 
-    async def _hold(
-        self, entrant: Entrant, option: Option, reservation: Reservation, ticket: Ticket
-    ) -> str | _Blocked | None:
-        """What hard budgets hold for the call; where they do not allow it, the rest of what it holds is given back."""
-        model, price = entrant.candidates[option.index].model, entrant.candidates[option.index].price
+    async def _hold(self, tenant: str, price: Price) -> str | _Blocked | None:
+        """What hard budgets hold for the call.
+
+        They are asked before pace and limits, which belong to all tenants: who waits for its own budget uses up none.
+        """
         try:
-            held = await self._spending.reserve(entrant.tenant, price)
+            held = await self._spending.reserve(tenant, price)
         except BookUnavailable:
-            blocked = _Blocked(None, time.monotonic() + LOOK_AGAIN_S, "what its budget has left cannot be read")
-        except BaseException:
-            self.drop(model, Admitted(option.index, reservation, ticket, None))
-            raise
-        else:
-            match held:
-                case Exceeded():
-                    blocked = _Blocked(None, math.inf, held.why, exceeded=held)
-                case HeldUp(budget):
-                    until = time.monotonic() + HELD_UP_S
-                    blocked = _Blocked(None, until, f"calls under way may use up {budget.label}")
-                case _:
-                    return held
-        self.drop(model, Admitted(option.index, reservation, ticket, None))
-        return blocked
+            return _Blocked(None, time.monotonic() + LOOK_AGAIN_S, "what its budget has left cannot be read")
+        match held:
+            case Exceeded():
+                return _Blocked(None, math.inf, held.why, exceeded=held)
+            case HeldUp(budget):
+                until = time.monotonic() + HELD_UP_S
+                return _Blocked(None, until, f"calls under way may use up {budget.label}")
+            case _:
+                return held
+
+    async def _paced(self, model: CatalogModel, need: Need, *, critical: bool) -> tuple[Reservation, Ticket] | _Blocked:
+        if (unwell := self._unwell(model)) is not None:  # it may have become so while its budget was asked
+            return unwell
+        now = time.monotonic()
+        if (pacer := self._pacers.get(model.provider)) is not None:
+            if not pacer.has_capacity():
+                return _Blocked((model.provider, ""), now + pacer.time_period, "its requests are spaced")
+            await pacer.acquire()
+        reserved = await self._reserve(model, need, critical=critical)
+        if isinstance(reserved, Denied):
+            return _Blocked((model.provider, reserved.scope), now + reserved.wait_s, reserved.why)
+        return reserved
+
+    def _unwell(self, model: CatalogModel) -> _Blocked | None:
+        if (unwell := self._health.refusal(model)) is None:
+            return None
+        return _Blocked(unwell.place, time.monotonic() + unwell.wait_s, unwell.why, limited=False)
 
     async def _reserve(self, model: CatalogModel, need: Need, *, critical: bool) -> tuple[Reservation, Ticket] | Denied:
         """A reservation of this moment: one that was long in coming is given back, for its window began long ago."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
 
 from processor import admission
+from processor.bucket import Denied
+from processor.budgets import Budget, HeldUp, Period
 from processor.limits import Limits
+from processor.spending import Spending
 from providers.scripted import ScriptedProvider
 from tests.conftest import StartProcessor
 from tests.processor.test_end_to_end import answer
@@ -59,3 +63,43 @@ async def test_a_reservation_that_was_long_in_coming_is_given_back_and_made_anew
     processor = await start({"anthropic": ScriptedProvider(answer())})
     assert (await ask(nc, body()))["response"] == "Hello."
     assert (times, processor.limits.outstanding) == (2, 0)
+
+
+async def test_who_waits_for_its_budget_uses_up_no_limit_and_reserves_when_it_may_spend(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+    limits, budget = Limits.reserve, Spending.reserve
+
+    async def of_limits(self: Limits, *args: Any, **named: Any) -> Any:
+        asked.append("limits")
+        return await limits(self, *args, **named)
+
+    async def of_budget(self: Spending, *args: Any) -> Any:
+        asked.append("budget")
+        return HeldUp(Budget(None, Period.DAY, 5, hard=True)) if len(asked) < 4 else await budget(self, *args)
+
+    monkeypatch.setattr(Limits, "reserve", of_limits)
+    monkeypatch.setattr(Spending, "reserve", of_budget)
+    await start({"anthropic": ScriptedProvider(answer())})
+    assert (await ask(nc, body(fallback=False)))["response"] == "Hello."
+    assert asked == ["budget"] * 4 + ["limits"]
+
+
+async def test_who_may_spend_and_has_no_room_holds_nothing_of_its_budget_meanwhile(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "catalog.toml"
+    overlay.write_text("[budgets]\ndaily_usd = 10\nhard = true\n")
+    refusals = 2
+    reserve = Limits.reserve
+
+    async def refused_at_first(limits: Limits, *args: Any, **named: Any) -> Any:
+        nonlocal refusals
+        refusals -= 1
+        return Denied(0.05, "", "no room") if refusals >= 0 else await reserve(limits, *args, **named)
+
+    monkeypatch.setattr(Limits, "reserve", refused_at_first)
+    processor = await start({"anthropic": ScriptedProvider(answer())}, sidecar_catalog=overlay)
+    assert (await ask(nc, body()))["response"] == "Hello."
+    assert (refusals < 0, processor.spending.outstanding) == (True, 0)
