@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import itertools
 import random
 from collections import deque
@@ -146,7 +145,7 @@ class Bookkeeper:
             while True:
                 if known is None:
                     known, is_fresh = await self._load(deadline), True
-                book = copy.deepcopy(known.book)
+                book = Book.decode(known.book.encode())
                 results = [book.apply(op, self._budgets, self._now()) for op in ops]
                 body = book.encode()
                 if not is_fresh and any(isinstance(result, HeldUp | Exceeded) for result in results):
@@ -187,6 +186,8 @@ class Bookkeeper:
             found = await self._load(deadline)
             if found.seq != known.seq:
                 return found.by == by
+            if asyncio.get_running_loop().time() > deadline:
+                raise BookUnavailable("the broker does not say that it has the ledger's book")
             await asyncio.sleep(PAUSE_S)
 
     async def _load(self, deadline: float) -> _Read:
@@ -207,7 +208,7 @@ class Bookkeeper:
             body, seq, by = message.body, message.seq, message.headers.get("Sidecar-By", "")
             try:
                 book = Book.decode(body)
-            except (ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 log.error("ledger: a book that cannot be read is made anew", error=repr(error))
         self._known = _Read(book, body, seq, by)
         return self._known
