@@ -48,12 +48,19 @@ class Alerts:
         self._told: TTLCache[str, bool] = TTLCache(MAX_REMEMBERED, QUIET_S)
         self._sending = OwnedTasks()
 
+    @property
+    def room(self) -> int:
+        """So many more can be sent now; beyond it they stand in the log only."""
+        return max(0, MAX_SENDING - len(self._sending))
+
     def tell(self, severity: Severity, kind: str, message: str) -> None:
         """Publish and log, unless the same `kind` was told within `QUIET_S`."""
-        if kind in self._told or len(self._sending) >= MAX_SENDING:
+        if kind in self._told:
             return
         self._told[kind] = True
-        log.warning("alert", severity=severity, kind=kind, message=message)
+        log.warning("alert", severity=severity, kind=kind, message=message, sent=self.room > 0)
+        if not self.room:
+            return
         now = datetime.now(UTC)
         self._sending.start(
             self._send(Alert(severity=severity, kind=kind, message=message, replica=self._replica, at=now))

@@ -7,10 +7,10 @@ down here first, with what they held before: whoever finds it unfinished can tel
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import date, datetime
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
 
-import orjson
+import msgspec
 
 from processor.budgets import Budget, Exceeded, HeldUp, Price, accounts_of, admit
 from processor.spend import Folded
@@ -20,6 +20,10 @@ MAX_HOLDS = 5_000
 MAX_TOLD = 10_000
 LEASE_S = 120.0
 """How long a hold lasts whose replica says nothing more of it."""
+SETTLED_S = 3600.0
+"""How long what a call did cost counts as spent without being counted: its event may be late, or lost."""
+KEPT = timedelta(days=1)
+"""For how long after its end a period is remembered: replicas' clocks differ, and its last alarms come late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +37,27 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Audit events up to the sequence number `to`, on their way into the counters since `at_ms`."""
+    """Audit events up to the sequence number `to`, on their way into the counters since `at_ms`.
+
+    `log` says which audit log that is: the time it was made.
+    """
 
     id: str
     to: int
     at_ms: int
+    log: str
     changes: tuple[Change, ...]
     spent: Mapping[str, int]
     holds: tuple[str, ...]
 
     @classmethod
-    def of(cls, folded: Folded, before: Mapping[str, int], *, entry_id: str, to: int, at_ms: int) -> Entry:
+    def of(cls, folded: Folded, before: Mapping[str, int], *, entry_id: str, to: int, at_ms: int, log: str) -> Entry:
         spent: dict[str, int] = {}
         for (day, tenant), cost in folded.costs.items():
             for name in accounts_of(day, tenant):
                 spent[name] = spent.get(name, 0) + cost
         changes = (Change(c.subject, before.get(c.subject, 0), amount) for c, amount in sorted(folded.cells.items()))
-        return cls(entry_id, to, at_ms, tuple(changes), spent, tuple(folded.holds))
+        return cls(entry_id, to, at_ms, log, tuple(changes), spent, tuple(folded.holds))
 
 
 @dataclass(slots=True)
@@ -122,29 +130,27 @@ Result = HeldUp | Exceeded | bool | tuple[str, ...] | None
 
 @dataclass(slots=True)
 class Book:
-    """`position`: the last audit event that is counted, -1 in a book that is new. `spent`: pico-dollars by account."""
+    """`position`: the last event of the audit log `log` that is counted, -1 in a book that is new. `spent`:
+    pico-dollars by account."""
 
     position: int = -1
+    log: str = ""
     entry: Entry | None = None
     spent: dict[str, int] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     holds: dict[str, Hold] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        return orjson.dumps({"v": VERSION, **asdict(self)}, option=orjson.OPT_SORT_KEYS)
+        # Not orjson: its whole numbers end at 64 bits, which are 18 million dollars.
+        return msgspec.json.encode(_Written(VERSION, self), order="deterministic")
 
     @classmethod
     def decode(cls, body: bytes) -> Book:
-        """Raises ValueError, KeyError or TypeError for what is no book."""
-        fields = orjson.loads(body)
-        if fields["v"] != VERSION:
-            raise ValueError(f"a book of version {fields['v']}")
-        entry = fields["entry"]
-        if entry is not None:
-            changes = tuple(Change(**change) for change in entry.pop("changes"))
-            entry = Entry(**{**entry, "changes": changes, "holds": tuple(entry["holds"])})
-        holds = {token: Hold(**hold) for token, hold in fields["holds"].items()}
-        return cls(fields["position"], entry, fields["spent"], fields["told"], holds)
+        """Raises ValueError for what is no book."""
+        written = msgspec.json.decode(body, type=_Written)
+        if written.v != VERSION:
+            raise ValueError(f"a book of version {written.v}")
+        return written.book
 
     def apply(self, op: Op, budgets: Sequence[Budget], now: datetime) -> Result:
         """Change the book. Every operation may come a second time without harm: nobody knows what a lost answer did.
@@ -158,7 +164,8 @@ class Book:
                 return self._reserve(op, budgets, now, lease)
             case Settle(token, actual):
                 if (hold := self.holds.pop(token, None)) is not None and actual:
-                    self.holds[token] = Hold(hold.tenant, actual, lease, settled=True)
+                    until_ms = int((now.timestamp() + SETTLED_S) * 1000)
+                    self.holds[token] = Hold(hold.tenant, actual, until_ms, settled=True)
             case Renew(tokens):
                 for token in tokens:
                     if (hold := self.holds.get(token)) is not None:
@@ -202,13 +209,24 @@ class Book:
         return refused
 
     def _finish(self, entry: Entry, today: date) -> None:
-        """Only accounts that somebody opened are kept, and with what was told only those of this month."""
-        self.position, self.entry = entry.to, None
+        """Only accounts that somebody opened are kept, and with what was told only those whose period is not over."""
+        self.position, self.log, self.entry = entry.to, entry.log, None
         for name, amount in entry.spent.items():
             if name in self.spent:
                 self.spent[name] += amount
-        this_month = today.isoformat()[:7]
-        self.spent = {name: amount for name, amount in self.spent.items() if name.rpartition("|")[2] >= this_month}
-        self.told = [key for key in self.told if key.rpartition("|")[2] >= this_month]
+        self.spent = {name: amount for name, amount in self.spent.items() if not _is_over(name, today)}
+        self.told = [key for key in self.told if not _is_over(key, today)]
         for token in entry.holds:
             self.holds.pop(token, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    v: int
+    book: Book
+
+
+def _is_over(name: str, today: date) -> bool:
+    """Whether the day or month in which the name of an account or alarm ends has been over for a while."""
+    period = name.rpartition("|")[2]
+    return period < (today - KEPT).isoformat()[: len(period)]

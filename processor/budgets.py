@@ -202,10 +202,11 @@ def alarms(budgets: Sequence[Budget], spent: Mapping[str, int], today: date, sav
                 continue
             if severity == "critical" and budget.hard:
                 then = ": requests that cost are refused"
-            kind = f"{at:.0%} of {budget.label}"
+            what = f"{at:.0%} of {budget.label}"
             # The limit is part of the key: one that was raised raises its own alarms.
             key = f"{budget.limit}|{severity}|{budget.account(today)}"
-            yield Alarm(key, severity, kind, f"{kind} is spent (${dollars(gone):,.2f}){then}")
+            message = f"{what} is spent ({budget.period.name_of(today)}: ${dollars(gone):,.2f}){then}"
+            yield Alarm(key, severity, f"{what} {severity} {budget.account(today)}", message)
 
 
 def used_share(budgets: Iterable[Budget], tenant: str, spent: Mapping[str, int], today: date) -> float:

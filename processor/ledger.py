@@ -8,12 +8,14 @@ unfinished compares: a counter that holds what it held before has yet to be adde
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import secrets
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import nats.errors
 import orjson
@@ -26,7 +28,7 @@ from processor.alerts import Alerts
 from processor.audit_events import AuditEntry
 from processor.book import Begin, Book, Change, Entry, Finish, Open, Told
 from processor.bookkeeper import Bookkeeper, BookUnavailable
-from processor.budgets import Budget, alarms
+from processor.budgets import Alarm, Budget, accounts_of, alarms
 from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage
 from processor.spend import Cell, Folded, Unit, fold
@@ -38,8 +40,13 @@ IDLE_EVERY_S: Final = 5.0
 BATCH: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 TAKE_OVER_S: Final = 15.0
-"""An entry that is unfinished for so long was left by a replica that died: each of its tries ends sooner."""
-COUNT_S: Final = 10.0
+"""An entry that is unfinished for so long is left: whoever began it adds nothing more, and another one finishes it."""
+TRY_S: Final = 2.0
+AT_ONCE: Final = 50
+"""Counters that are read or added to at the same time."""
+PAUSE_S: Final = 0.25
+LATE: Final = timedelta(hours=1)
+"""For how long after its end a period's alarms are told: `KEPT`, for which they are remembered, is longer."""
 OPEN_BEFORE: Final = timedelta(hours=1)
 """How long before a day begins its accounts are opened: a hard budget without an account lets nobody through."""
 _COUNTED: Final = tuple(f"llm.audit.{event}." for event in (subjects.AuditEvent.ATTEMPT, subjects.AuditEvent.COMPLETED))
@@ -69,7 +76,10 @@ class Ledger:
         self._saving_from = saving_from
         self._now = now
         self._spent_here = asyncio.Event()
-        self._is_sure = False
+        self._is_bare = False
+        """The audit log was read, and there is nothing in it for the counters to hold."""
+        self._unfinished = ("", 0.0)
+        """The entry that was last seen unfinished, and since when, in seconds of the monotonic clock."""
 
     def spent(self) -> None:
         """This replica has spent something: look soon."""
@@ -99,12 +109,13 @@ class Ledger:
         """
         book = await self._keeper.look()
         if book.entry is not None:
-            if self._now().timestamp() - book.entry.at_ms / 1000 < TAKE_OVER_S:
+            if not self._is_left(book.entry):
                 return False
             log.warning("ledger: finishing what another replica began", entry=book.entry.id)
             await self._finish(book.entry, resumed=True)
             return True
-        if (not self._is_sure or book.position < 0) and await self._begins_elsewhere(book):
+        audit = await self._info(subjects.AUDIT)
+        if await self._begins_elsewhere(book, audit):
             return True
         await self._open_accounts(book)
         await self._tell_alarms()
@@ -113,7 +124,7 @@ class Ledger:
             return False
         folded = fold(_read(event for event in events if event.subject.startswith(_COUNTED)))
         before = await self._totals(cell.subject for cell in folded.cells)
-        await self._enter(book, Entry.of(folded, before, to=events[-1].seq, **self._stamp()))
+        await self._enter(book, Entry.of(folded, before, to=events[-1].seq, **self._stamp(audit)))
         await self._tell_alarms()
         return pending > 0
 
@@ -121,33 +132,55 @@ class Ledger:
         if await self._keeper.do(Begin(book.position, entry)):
             await self._finish(entry, resumed=False)
 
-    def _stamp(self) -> dict[str, Any]:
-        return {"entry_id": secrets.token_hex(8), "at_ms": int(self._now().timestamp() * 1000)}
+    async def _info(self, stream: str) -> Any:
+        return await jetstream.call(self._bus.nc, f"STREAM.INFO.{stream}")
 
-    async def _begins_elsewhere(self, book: Book) -> bool:
-        """Set the book right where it is lost, or the audit log is another one than it knows."""
-        log_state = (await jetstream.call(self._bus.nc, f"STREAM.INFO.{subjects.AUDIT}"))["state"]
-        spend_state = (await jetstream.call(self._bus.nc, f"STREAM.INFO.{subjects.SPEND}"))["state"]
-        is_lost: bool = book.position < 0 and spend_state["messages"] > 0
-        is_another: bool = book.position > log_state["last_seq"]
-        if is_lost:
+    def _stamp(self, audit: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "entry_id": secrets.token_hex(8),
+            "at_ms": int(self._now().timestamp() * 1000),
+            "log": audit["created"],
+        }
+
+    def _is_left(self, entry: Entry) -> bool:
+        """Whether whoever began the entry has had its time: by the clock or, should one be wrong, since it was seen."""
+        if self._unfinished[0] != entry.id:
+            self._unfinished = (entry.id, time.monotonic())
+        age_s = self._now().timestamp() - entry.at_ms / 1000
+        return age_s >= TAKE_OVER_S or time.monotonic() - self._unfinished[1] >= TAKE_OVER_S
+
+    async def _begins_elsewhere(self, book: Book, audit: Mapping[str, Any]) -> bool:
+        """Set right what was lost: the book, the counters, or the audit log, all of it or its end."""
+        has_counters = (await self._info(subjects.SPEND))["state"]["messages"] > 0
+        last = audit["state"]["last_seq"]
+        if book.position < 0 and has_counters:
             log.warning("ledger: the book is lost; the counters are compared with the audit log")
-            await self._recount(book, whole=log_state["first_seq"] <= 1)
-        elif is_another:
+            await self._recount(book, audit, to=last)
+        elif book.position >= 0 and book.log != audit["created"]:
             log.warning("ledger: the audit log is a new one; it is counted from its beginning", was=book.position)
-            await self._enter(book, Entry.of(Folded(), {}, to=0, **self._stamp()))
-        self._is_sure = True
-        return is_lost or is_another
+            await self._enter(book, Entry.of(Folded(), {}, to=0, **self._stamp(audit)))
+        elif book.position > last:
+            log.error("ledger: the audit log has lost its end, which was counted before", lost=book.position - last)
+            await self._enter(book, Entry.of(Folded(), {}, to=last, **self._stamp(audit)))
+        elif book.position > 0 and not has_counters and not self._is_bare:
+            log.warning("ledger: there are no counters; they are made anew from the audit log")
+            await self._recount(book, audit, to=book.position)
+            self._is_bare = True  # should nothing in it have cost anything, it is not read again and again
+        else:
+            self._is_bare = self._is_bare and not has_counters
+            return False
+        return True
 
-    async def _recount(self, book: Book, *, whole: bool) -> None:
-        """Set the counters to what the audit log says, each by what it is off.
+    async def _recount(self, book: Book, audit: Mapping[str, Any], *, to: int) -> None:
+        """Set the counters to what the audit log says up to event `to`, each by what it is off.
 
         Where the log is not whole, the days it has lost events of, its first one too, are left as they are.
         """
         cells, position, pending = Counter[Cell](), 0, 1
-        first_day = date.min
-        while pending:
+        first_day, whole = date.min, audit["state"]["first_seq"] <= 1
+        while pending and position < to:
             events, pending = await self._events(position)
+            events = [event for event in events if event.seq <= to]
             if not events:
                 break
             if not whole and position == 0:
@@ -157,18 +190,23 @@ class Ledger:
         before = await self._totals(cell.subject for cell in cells)
         off = {c: amount - before.get(c.subject, 0) for c, amount in cells.items() if c.day >= first_day}
         folded = Folded(Counter({cell: amount for cell, amount in off.items() if amount}))
-        await self._enter(book, Entry.of(folded, before, to=position, **self._stamp()))
+        await self._enter(book, Entry.of(folded, before, to=to, **self._stamp(audit)))
 
     async def _events(self, position: int) -> tuple[list[StoredMessage], int]:
         query = {"seq": max(0, position) + 1, "next_by_subj": "llm.audit.*.*", "batch": BATCH, "max_bytes": BATCH_BYTES}
         return await jetstream.batch(self._bus.nc, subjects.AUDIT, query)
 
     async def _finish(self, entry: Entry, *, resumed: bool) -> None:
-        for number, change in enumerate(entry.changes):
-            await self._add(entry, number, change, resumed=resumed)
+        """Add what is in the entry, for as long as it is certain that nobody else does."""
+        begun = self._now().timestamp() if resumed else entry.at_ms / 1000
+
+        async def add(numbered: tuple[int, Change]) -> None:
+            await self._add(entry, *numbered, until=begun + TAKE_OVER_S, resumed=resumed)
+
+        await _each(add, enumerate(entry.changes))
         await self._keeper.do(Finish(entry.id))
 
-    async def _add(self, entry: Entry, number: int, change: Change, *, resumed: bool) -> None:
+    async def _add(self, entry: Entry, number: int, change: Change, *, until: float, resumed: bool) -> None:
         if resumed:
             now = (await self._totals([change.subject])).get(change.subject, 0)
             if now == change.before + change.amount:
@@ -176,15 +214,25 @@ class Ledger:
             if now != change.before:  # somebody else writes here; the message id decides while the server remembers it
                 log.error("ledger: a counter was changed by another hand", counter=change.subject, value=now)
         headers = {"Nats-Incr": f"{change.amount:+d}", "Nats-Msg-Id": f"{entry.id}:{number}"}
-        await jetstream.publish(self._bus, change.subject, b"", headers, timeout_s=COUNT_S)
+        while self._now().timestamp() < until:  # who was suspended may wake when its message ids are long forgotten
+            try:
+                await jetstream.publish(self._bus, change.subject, b"", headers, timeout_s=TRY_S)
+            except JetStreamUnavailable:
+                await asyncio.sleep(PAUSE_S)
+            else:
+                return
+        raise JetStreamUnavailable(f"entry {entry.id} is not added in time, and left")
 
     async def _totals(self, counters: Iterable[str]) -> dict[str, int]:
         """What the counters hold; one that does not exist yet is left out."""
         found: dict[str, int] = {}
-        for subject in counters:
+
+        async def read(subject: str) -> None:
             query = {"last_by_subj": subject}
             if (message := await jetstream.leaders_message(self._bus.nc, subjects.SPEND, query)) is not None:
                 found[subject] = value(message)
+
+        await _each(read, counters)
         return found
 
     async def _open_accounts(self, book: Book) -> None:
@@ -198,19 +246,35 @@ class Ledger:
             first = min(budget.period.first_day(day) for budget in missing.values())
             async for cell, amount in cells(self._bus.nc, _days(first, day)):
                 if cell.unit is Unit.COST:
-                    for name, budget in missing.items():
-                        if budget.concerns(cell.tenant) and cell.day >= budget.period.first_day(day):
+                    for name in accounts_of(cell.day, cell.tenant):
+                        if name in spent:
                             spent[name] += amount
             await self._keeper.do(Open(book.position, spent))
 
     async def _tell_alarms(self) -> None:
-        book = self._keeper.seen
-        due = {a.key: a for a in alarms(self._budgets, book.spent, self._now().date(), self._saving_from)}
-        if not due.keys() <= set(book.told):
-            new = await self._keeper.do(Told(tuple(due)))
+        """Tell what nobody has told, no more at once than can be sent; of the last period too: it is counted late."""
+        book, now = self._keeper.seen, self._now()
+        due: dict[str, Alarm] = {}
+        for day in {now.date(), (now - LATE).date()}:
+            due |= {alarm.key: alarm for alarm in alarms(self._budgets, book.spent, day, self._saving_from)}
+        told = set(book.told)
+        if untold := [key for key in due if key not in told][: self._alerts.room]:
+            new = await self._keeper.do(Told(tuple(untold)))
             assert isinstance(new, tuple)
             for alarm in map(due.__getitem__, new):
                 self._alerts.tell(alarm.severity, alarm.kind, alarm.message)
+
+
+T = TypeVar("T")
+
+
+async def _each(do: Callable[[T], Awaitable[None]], items: Iterable[T]) -> None:
+    """`AT_ONCE` at a time; raises the first error once the others of its time have ended."""
+    left = iter(items)
+    while some := list(itertools.islice(left, AT_ONCE)):
+        for error in await asyncio.gather(*map(do, some), return_exceptions=True):
+            if error is not None:
+                raise error
 
 
 def value(message: StoredMessage) -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from processor.book import LEASE_S, Begin, Book, Entry, Finish, Open, Renew, Reserve, Settle, Told
 from processor.budgets import Budget, Exceeded, HeldUp, Period, Price, admit, alarms, configured, forecast, used_share
 from processor.catalog import Budget as BudgetTable
-from processor.catalog import Budgets, load_catalog
+from processor.catalog import Budgets, CatalogError, build_catalog, load_catalog
 from processor.spend import Folded, pico
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -170,10 +170,18 @@ def test_what_was_spent_is_held_until_it_is_counted_so_that_there_is_no_gap() ->
     assert isinstance(reserve(book, "b", 200, 200, DAILY), Exceeded)
     folded = Folded(holds=["a"])
     folded.costs[TODAY, "default"] = 800
-    entry = Entry.of(folded, {}, entry_id="e", to=1, at_ms=0)
+    entry = Entry.of(folded, {}, entry_id="e", to=1, at_ms=0, log="made")
     assert book.apply(Begin(-1, entry), (DAILY,), NOW) is True
     book.apply(Finish("e"), (DAILY,), NOW)
     assert (book.holds, book.spent[DAILY.account(TODAY)], book.position) == ({}, 801, 1)
+
+
+def test_what_was_spent_is_held_though_it_is_not_counted_for_a_long_time() -> None:
+    book = opened(DAILY)
+    reserve(book, "a", 10, 900, DAILY)
+    book.apply(Settle("a", 1000), (DAILY,), NOW)
+    later = NOW + timedelta(seconds=5 * LEASE_S)
+    assert isinstance(book.apply(Reserve("b", "default", Price(10, 900)), (DAILY,), later), Exceeded)
 
 
 def test_a_call_that_was_never_made_holds_nothing_any_more() -> None:
@@ -185,7 +193,7 @@ def test_a_call_that_was_never_made_holds_nothing_any_more() -> None:
 
 def test_only_one_of_two_that_want_to_count_may() -> None:
     book = opened(DAILY)
-    mine, theirs = (Entry.of(Folded(), {}, entry_id=name, to=5, at_ms=0) for name in ("mine", "theirs"))
+    mine, theirs = (Entry.of(Folded(), {}, entry_id=name, to=5, at_ms=0, log="made") for name in ("mine", "theirs"))
     assert book.apply(Begin(-1, mine), (), NOW) is True
     assert book.apply(Begin(-1, theirs), (), NOW) is False
     assert book.apply(Begin(-1, mine), (), NOW) is True  # it was lost on the way back
@@ -203,10 +211,30 @@ def test_an_account_is_opened_with_what_the_counters_said_where_the_book_stands_
 
 def test_accounts_of_last_month_are_closed() -> None:
     book = Book(spent={"*|2026-10": 1, "*|2026-10-31": 1, "*|2026-11": 1, "*|2026-11-25": 1, "*|2026-11-26": 0})
-    entry = Entry.of(Folded(), {}, entry_id="e", to=1, at_ms=0)
+    entry = Entry.of(Folded(), {}, entry_id="e", to=1, at_ms=0, log="made")
     book.apply(Begin(-1, entry), (), NOW)
     book.apply(Finish("e"), (), NOW)
     assert set(book.spent) == {"*|2026-11", "*|2026-11-25", "*|2026-11-26"}
+
+
+def move_on(book: Book, now: datetime) -> None:
+    book.apply(Begin(book.position, Entry.of(Folded(), {}, entry_id="e", to=1, at_ms=0, log="made")), (), now)
+    book.apply(Finish("e"), (), now)
+
+
+def test_a_day_is_forgotten_soon_after_it_is_over_and_not_at_the_end_of_its_month() -> None:
+    book = Book(spent={f"*|2026-11-{day:02}": 1 for day in range(1, 26)}, told=["9|info|*|2026-11-23"])
+    move_on(book, NOW)
+    assert (set(book.spent), book.told) == ({"*|2026-11-24", "*|2026-11-25"}, [])
+
+
+def test_a_replica_whose_clock_is_slow_does_not_tell_last_months_alarms_again() -> None:
+    month_begins = datetime(2026, 12, 1, tzinfo=UTC)
+    book = Book(spent={"*|2026-11": 1}, told=["9|critical|*|2026-11"])
+    move_on(book, month_begins + timedelta(seconds=2))
+    slow = month_begins - timedelta(seconds=2)
+    assert book.apply(Told(("9|critical|*|2026-11",)), (), slow) == ()
+    assert book.spent == {"*|2026-11": 1}
 
 
 def test_an_alarm_is_new_once() -> None:
@@ -220,7 +248,7 @@ def test_a_book_comes_back_as_it_was_written() -> None:
     reserve(book, "a", 10, 900, DAILY)
     folded = Folded(holds=["x"])
     folded.costs[TODAY, "default"] = 3
-    book.apply(Begin(-1, Entry.of(folded, {}, entry_id="e", to=9, at_ms=1)), (), NOW)
+    book.apply(Begin(-1, Entry.of(folded, {}, entry_id="e", to=9, at_ms=1, log="made")), (), NOW)
     book.apply(Told(("k",)), (), NOW)
     assert Book.decode(book.encode()) == book
 
@@ -283,3 +311,10 @@ def test_who_may_be_admitted_is_decided_by_the_budget_that_is_spent_before_one_t
     refused = admit((held, spent), "default", Price(10, 10), accounts, [("default", 995)], NOW)
     assert isinstance(refused, Exceeded)
     assert refused.budget == spent
+
+
+@pytest.mark.parametrize("name", ["*", "acme corp", "a|b", ""])
+def test_a_budget_for_what_can_be_no_tenant_is_refused(name: str) -> None:
+    """`*` would be taken for everybody's account, and another name for nobody's."""
+    with pytest.raises(CatalogError, match="budgets"):
+        build_catalog({"budgets": {"tenants": {name: {"daily_usd": 5}}}, "routing": {}, "models": {}}, "test")
