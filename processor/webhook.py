@@ -22,7 +22,10 @@ class Webhook:
         self._pause_s = pause_s
 
     async def post(self, body: bytes) -> bool:
-        """Whether it was taken (any 2xx) within `TRIES` tries; what is refused as wrong (4xx) is not tried again."""
+        """Whether it was taken (any 2xx) within `TRIES` tries.
+
+        What is refused as wrong (4xx, but not 408 and 429, which ask for patience) is not tried again.
+        """
         why = ""
         for number in range(TRIES):
             if number:
@@ -35,7 +38,7 @@ class Webhook:
                         if answer.status < 300:
                             return True
                         why = f"it answered {answer.status}"
-                        if 400 <= answer.status < 500:
+                        if 400 <= answer.status < 500 and answer.status not in (408, 429):
                             break
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 why = type(error).__name__  # its text holds the address

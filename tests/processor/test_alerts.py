@@ -72,7 +72,7 @@ async def test_the_same_trouble_is_told_once_in_a_while(bus: Bus) -> None:
 
 
 async def test_a_webhook_that_fails_is_tried_again_and_one_that_refuses_is_not() -> None:
-    async with receiver(503, 500) as (url, received):
+    async with receiver(503, 429) as (url, received):
         assert await Webhook(url, pause_s=0.01).post(b"{}")
         assert len(received) == 3
     async with receiver(410) as (url, received):
