@@ -15,9 +15,9 @@ import orjson
 import structlog
 
 from processor import jetstream, subjects
-from processor.book import Book, Op, Result
-from processor.budgets import Budget, Exceeded, HeldUp
-from processor.bus import Bus
+from processor.book import Book, Op, Reserve, Result
+from processor.budgets import Budget, Exceeded, HeldUp, by_tenant
+from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.tasks import OwnedTasks
 
@@ -35,6 +35,10 @@ log = structlog.get_logger(__name__)
 
 class BookUnavailable(Exception):
     """The book cannot be read or written; what was asked may have been done or not."""
+
+
+class BookTooLarge(BookUnavailable):
+    """For the broker; what was asked was not done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Bookkeeper:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._bus = bus
-        self._budgets = budgets
+        self._concerning = by_tenant(budgets)
         self._replica = replica
         self._now = now
         self._numbers = itertools.count(1)
@@ -146,7 +150,7 @@ class Bookkeeper:
                 if known is None:
                     known, is_fresh = await self._load(deadline), True
                 book = Book.decode(known.book.encode())
-                results = [book.apply(op, self._budgets, self._now()) for op in ops]
+                results = [self._apply(book, op) for op in ops]
                 body = book.encode()
                 if not is_fresh and any(isinstance(result, HeldUp | Exceeded) for result in results):
                     known = None  # somebody else may have made room: nobody is refused on old news
@@ -159,9 +163,14 @@ class Bookkeeper:
                     raise BookUnavailable("other replicas were faster each time")
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
                 pause_s *= 2
+        except MessageTooLarge as error:
+            raise BookTooLarge(f"the ledger's book: {error}") from error
         except (nats.errors.Error, OSError, JetStreamError, JetStreamUnavailable) as error:
             self._known = None
             raise BookUnavailable(f"the ledger's book: {error}") from error
+
+    def _apply(self, book: Book, op: Op) -> Result:
+        return book.apply(op, self._concerning(op.tenant) if isinstance(op, Reserve) else (), self._now())
 
     async def _write(self, known: _Read, book: Book, body: bytes, by: str, deadline: float) -> bool:
         """Put `book` in place of what is known; false where somebody else was faster.

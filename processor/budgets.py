@@ -9,7 +9,7 @@ what others hold, only for what is spent: it waits until they are settled.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -92,6 +92,16 @@ def _of(tenant: str | None, table: catalog.Budget) -> Iterator[Budget]:
     for period, usd in ((Period.MONTH, table.monthly_usd), (Period.DAY, table.daily_usd)):
         if usd is not None:
             yield Budget(tenant, period, pico(usd), table.hard)
+
+
+def by_tenant(budgets: Iterable[Budget]) -> Callable[[str], Sequence[Budget]]:
+    """Which budgets concern a tenant, found at once among those of thousands."""
+    every: list[Budget] = []
+    own: dict[str, list[Budget]] = {}
+    for budget in budgets:
+        (every if budget.tenant is None else own.setdefault(budget.tenant, [])).append(budget)
+    found = {tenant: (*every, *theirs) for tenant, theirs in own.items()}
+    return lambda tenant: found.get(tenant, every)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from processor import jetstream, subjects
 from processor.alerts import Alerts
 from processor.audit_events import AuditEntry
 from processor.book import Begin, Book, Change, Entry, Finish, Open, Told
-from processor.bookkeeper import Bookkeeper, BookUnavailable
+from processor.bookkeeper import Bookkeeper, BookTooLarge, BookUnavailable
 from processor.budgets import Alarm, Budget, accounts_of, alarms
 from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage
@@ -76,6 +76,8 @@ class Ledger:
         self._saving_from = saving_from
         self._now = now
         self._spent_here = asyncio.Event()
+        self._batch = BATCH
+        """Fewer where an entry of so many events was too large for the broker."""
         self._is_bare = False
         """The audit log was read, and there is nothing in it for the counters to hold."""
         self._unfinished = ("", 0.0)
@@ -119,12 +121,17 @@ class Ledger:
             return True
         await self._open_accounts(book)
         await self._tell_alarms()
-        events, pending = await self._events(book.position)
+        events, pending = await self._events(book.position, self._batch)
         if not events:
             return False
         folded = fold(_read(event for event in events if event.subject.startswith(_COUNTED)))
         before = await self._totals(cell.subject for cell in folded.cells)
-        await self._enter(book, Entry.of(folded, before, to=events[-1].seq, **self._stamp(audit)))
+        try:
+            await self._enter(book, Entry.of(folded, before, to=events[-1].seq, **self._stamp(audit)))
+        except BookTooLarge:
+            self._batch = max(1, len(events) // 2)
+            raise
+        self._batch = min(BATCH, 2 * self._batch)
         await self._tell_alarms()
         return pending > 0
 
@@ -192,8 +199,8 @@ class Ledger:
         folded = Folded(Counter({cell: amount for cell, amount in off.items() if amount}))
         await self._enter(book, Entry.of(folded, before, to=to, **self._stamp(audit)))
 
-    async def _events(self, position: int) -> tuple[list[StoredMessage], int]:
-        query = {"seq": max(0, position) + 1, "next_by_subj": "llm.audit.*.*", "batch": BATCH, "max_bytes": BATCH_BYTES}
+    async def _events(self, position: int, most: int = BATCH) -> tuple[list[StoredMessage], int]:
+        query = {"seq": max(0, position) + 1, "next_by_subj": "llm.audit.*.*", "batch": most, "max_bytes": BATCH_BYTES}
         return await jetstream.batch(self._bus.nc, subjects.AUDIT, query)
 
     async def _finish(self, entry: Entry, *, resumed: bool) -> None:

@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from processor.book import LEASE_S, Renew, Reserve, Settle
 from processor.bookkeeper import Bookkeeper
-from processor.budgets import Budget, Exceeded, HeldUp, Price, used_share
+from processor.budgets import Budget, Exceeded, HeldUp, Price, by_tenant, used_share
 from processor.spend import pico
 
 RENEW_EVERY_S = LEASE_S / 4
@@ -33,6 +33,7 @@ class Spending:
     ) -> None:
         self._keeper = keeper
         self._budgets = budgets
+        self._concerning = by_tenant(budgets)
         self._on_spent = on_spent
         self._saving_from = saving_from
         self._now = now
@@ -45,7 +46,11 @@ class Spending:
 
     def is_limited(self, tenant: str) -> bool:
         """Whether a hard budget concerns the tenant: otherwise what its calls will cost need not be known."""
-        return any(budget.hard and budget.concerns(tenant) for budget in self._budgets)
+        return any(budget.hard for budget in self._concerning(tenant))
+
+    def limiting(self, tenant: str, price: Price) -> Sequence[str]:
+        """The labels of the hard budgets that such a call needs room in."""
+        return [budget.label for budget in self._concerning(tenant) if budget.hard] if price.most else ()
 
     async def reserve(self, tenant: str, price: Price) -> str | HeldUp | Exceeded | None:
         """Hold what a call may cost. A token to settle it by, None for a free one, or why it may not be made.
@@ -88,7 +93,7 @@ class Spending:
 
     def is_nearly_used(self, tenant: str) -> bool:
         """Whether so much of a budget is spent that `auto` is to prefer cheaper models."""
-        share = used_share(self._budgets, tenant, self._keeper.seen.spent, self._now().date())
+        share = used_share(self._concerning(tenant), tenant, self._keeper.seen.spent, self._now().date())
         return 0 < self._saving_from <= share
 
     def used(self) -> dict[str, dict[str, float]]:

@@ -12,7 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from processor.book import LEASE_S, Begin, Book, Entry, Finish, Open, Renew, Reserve, Settle, Told
-from processor.budgets import Budget, Exceeded, HeldUp, Period, Price, admit, alarms, configured, forecast, used_share
+from processor.budgets import (
+    Budget,
+    Exceeded,
+    HeldUp,
+    Period,
+    Price,
+    admit,
+    alarms,
+    by_tenant,
+    configured,
+    forecast,
+    used_share,
+)
 from processor.catalog import Budget as BudgetTable
 from processor.catalog import Budgets, CatalogError, build_catalog, load_catalog
 from processor.spend import Folded, pico
@@ -318,3 +330,10 @@ def test_a_budget_for_what_can_be_no_tenant_is_refused(name: str) -> None:
     """`*` would be taken for everybody's account, and another name for nobody's."""
     with pytest.raises(CatalogError, match="budgets"):
         build_catalog({"budgets": {"tenants": {name: {"daily_usd": 5}}}, "routing": {}, "models": {}}, "test")
+
+
+def test_the_budgets_of_a_tenant_are_found_without_asking_each() -> None:
+    acme, other = (Budget(name, Period.MONTH, 1) for name in ("acme", "other"))
+    every = (DAILY, acme, other)
+    for tenant in ("acme", "other", "nobody"):
+        assert set(by_tenant(every)(tenant)) == {budget for budget in every if budget.concerns(tenant)}

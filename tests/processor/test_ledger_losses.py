@@ -16,6 +16,7 @@ from processor.alerts import MAX_SENDING, Alerts
 from processor.book import Begin, Entry, Finish, Told
 from processor.bookkeeper import GIVE_UP_S, TRY_S, Bookkeeper, BookUnavailable
 from processor.budgets import Budget, Period
+from processor.bus import HEADER_RESERVE
 from processor.jetstream import JetStreamUnavailable
 from processor.ledger import TAKE_OVER_S, Ledger
 from processor.spend import Folded, Unit, pico
@@ -174,6 +175,24 @@ async def test_numbers_of_any_size_are_counted(books: Books) -> None:
     await books.audit.write(attempt(2, "90000000.1"))
     await count_all(books.ledger(monthly("1")))
     assert await books.cost() == Decimal("180000000.1")
+
+
+async def test_where_an_entry_is_too_large_for_the_broker_fewer_events_are_counted_at_once(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        await books.audit.write(attempt(number, "0.1", tenant=f"t{number}"))
+    monkeypatch.setattr(books.bus.nc, "_max_payload", HEADER_RESERVE + 8_000)
+    one = books.ledger()
+
+    async def all_is_counted() -> bool:
+        try:
+            await one.count()
+        except BookUnavailable:
+            return False
+        return await books.cost() == 2
+
+    await wait_until(all_is_counted)
 
 
 async def test_a_book_that_the_broker_does_not_take_is_given_up_in_time(books: Books, nc: Client) -> None:
