@@ -34,17 +34,19 @@ STALE_S = 1.0
 """… and may be where the limits answer slowly: the bucket's guard allows for half as much again."""
 HELD_UP_S = 0.25
 """How often a request looks again that waits for what calls under way hold of a budget."""
+BUDGET = ""
+"""In place of a provider, where a line stands before a budget."""
 LOOK_AGAIN_S = 1.0
 """How often the first in line asks again: requests that end early, here or on another replica, give room back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidature:
-    """A model with what this request needs of it."""
+    """A model with what this request needs of it. `price` is asked at each try: while it waits, more is learned."""
 
     model: CatalogModel
     need: Need
-    price: Price = FREE
+    price: Callable[[], Price] = lambda: FREE
 
 
 @dataclass(slots=True)
@@ -228,16 +230,18 @@ class Admission:
         if option.not_before > now:
             return _Blocked(None, option.not_before, "it failed, and is tried again later", option.limited)
         critical = waiter.priority is Priority.CRITICAL
-        for place in places(model):
+        price = entrant.candidates[option.index].price()
+        stops = (*places(model), *((BUDGET, label) for label in self._spending.limiting(entrant.tenant, price)))
+        for place in stops:
             if (line := self._lines.get(place)) is None:
                 continue
             if not line.may_try(waiter):
-                return _Blocked(place, max(now, line.open_at), "others wait for its limit")
+                return _Blocked(place, max(now, line.open_at), "others wait for it before")
             critical = critical or line.is_overdue(waiter)
         if (unwell := self._unwell(model)) is not None:
             return unwell
         await self._open(model.provider)
-        hold = await self._hold(entrant.tenant, entrant.candidates[option.index].price)
+        hold = await self._hold(entrant.tenant, price)
         if isinstance(hold, _Blocked):
             return hold
         try:
@@ -250,7 +254,7 @@ class Admission:
             return reserved
         reservation, ticket = reserved
         entrant.passed_over.pop(option.index, None)
-        for place in places(model):
+        for place in stops:
             if (line := self._lines.get(place)) is not None:
                 line.passed(waiter.priority)
         return Admitted(option.index, reservation, ticket, hold)
@@ -269,7 +273,7 @@ class Admission:
                 return _Blocked(None, math.inf, held.why, exceeded=held)
             case HeldUp(budget):
                 until = time.monotonic() + HELD_UP_S
-                return _Blocked(None, until, f"calls under way may use up {budget.label}")
+                return _Blocked((BUDGET, budget.label), until, f"calls under way may use up {budget.label}")
             case _:
                 return held
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from processor.attempt import Attempts, Outrun, Run, Tally, milliseconds
 from processor.audit import AuditLog
 from processor.audit_events import Attempt, Routed
 from processor.bucket import Need
-from processor.budgets import FREE, forecast
+from processor.budgets import Price, forecast
 from processor.catalog import Catalog
 from processor.errors import ErrorType, RequestError
 from processor.estimate import Learned
@@ -209,9 +209,12 @@ class Answerer:
         most = answer_limit(request, model.max_output)
         need = Need(1, *self._learned.need(model.alias, base, most))
         if not self._spending.is_limited(request.tenant):
-            return Candidature(model, need, FREE)
-        tokens, prices = self._learned.input_tokens(model.alias, base), self._catalog.price_lists[model.alias]
-        return Candidature(model, need, forecast(prices, tokens, need.output_tokens, most, now.date()))
+            return Candidature(model, need)
+        return Candidature(model, need, partial(self._forecast, model.alias, base, most, now.date()))
+
+    def _forecast(self, alias: str, base: int, most: int, on: date) -> Price:
+        usual = Need(1, *self._learned.need(alias, base, most)).output_tokens
+        return forecast(self._catalog.price_lists[alias], self._learned.input_tokens(alias, base), usual, most, on)
 
     async def _call(
         self, work: _Work, admitted: Admitted, options: Sequence[Option]

@@ -15,6 +15,7 @@ from processor import waiting
 from processor.admission import Admission, Admitted, Candidature, Entrant, HandedBack
 from processor.bookkeeper import Bookkeeper
 from processor.bucket import Need
+from processor.budgets import Budget, HeldUp, Period, Price
 from processor.bus import Bus
 from processor.catalog import load_catalog
 from processor.health import Health
@@ -232,3 +233,38 @@ async def test_limits_that_answer_slowly_admit_what_is_still_young_enough_and_no
         await wait_until(lambda: task.done() or at.admission.parked.total)
         assert (task.done(), asked) == (admitted, 2)
         assert at.limits.outstanding == int(admitted)
+
+
+class Narrow(Spending):
+    """A budget with room for so many calls, all the others being held up by those under way."""
+
+    room = 0
+
+    def limiting(self, tenant: str, price: Price) -> list[str]:
+        return [NARROW.label]
+
+    async def reserve(self, tenant: str, price: Price) -> HeldUp | None:
+        await asyncio.sleep(0)
+        self.room -= 1
+        return None if self.room >= 0 else HeldUp(NARROW)
+
+
+NARROW = Budget(None, Period.DAY, 1, hard=True)
+
+
+async def test_the_most_urgent_of_those_who_wait_for_a_budget_goes_first_and_nobody_new_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gate(tmp_path, "[limits.anthropic]\nrpm=1000\ntpm=1_000_000") as at:
+        budget = Narrow(Bookkeeper(Bus(), (), "test"), (NARROW,), on_spent=lambda: None, saving_from=0)
+        monkeypatch.setattr(at.admission, "_spending", budget)
+        lower = [await at.parks(Priority.LOW) for _ in range(5)]
+        critical = await at.parks(Priority.CRITICAL)
+        budget.room = 1
+        newer = at.start(Priority.LOW)
+        async with asyncio.timeout(3):
+            await critical
+        assert not any(task.done() for task in (*lower, newer))
+        budget.room = 3
+        await wait_until(lambda: sum(task.done() for task in lower) == 3)
+        assert [task.done() for task in (*lower, newer)] == [True, True, True, False, False, False]
