@@ -18,6 +18,7 @@ from processor.spend import Folded
 VERSION = 1
 MAX_HOLDS = 5_000
 MAX_TOLD = 10_000
+MAX_WRITES = 50
 LEASE_S = 120.0
 """How long a hold lasts whose replica says nothing more of it."""
 SETTLED_S = 3600.0
@@ -139,6 +140,8 @@ class Book:
     spent: dict[str, int] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     holds: dict[str, Hold] = field(default_factory=dict)
+    writes: list[str] = field(default_factory=list)
+    """The last `MAX_WRITES`, by name: whose answer was lost finds it here, though others have written since."""
 
     def encode(self) -> bytes:
         # Not orjson: its whole numbers end at 64 bits, which are 18 million dollars.

@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from processor import jetstream, subjects
-from processor.book import Book, Op, Reserve, Result
+from processor.book import MAX_WRITES, Book, Op, Reserve, Result
 from processor.budgets import Budget, Exceeded, HeldUp, by_tenant
 from processor.bus import Bus, MessageTooLarge
 from processor.jetstream import JetStreamError, JetStreamUnavailable
@@ -43,12 +43,10 @@ class BookTooLarge(BookUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """The book as it stands at `seq` (0: there is none), and whose write that was."""
+    """The book as it stands at `seq` (0: there is none)."""
 
     book: Book
-    body: bytes
     seq: int
-    by: str
 
 
 class Bookkeeper:
@@ -151,12 +149,16 @@ class Bookkeeper:
                     known, is_fresh = await self._load(deadline), True
                 book = Book.decode(known.book.encode())
                 results = [self._apply(book, op) for op in ops]
-                body = book.encode()
+                changes = book != known.book or not known.seq
+                book.writes = [*book.writes, by][-MAX_WRITES:]
                 if not is_fresh and any(isinstance(result, HeldUp | Exceeded) for result in results):
                     known = None  # somebody else may have made room: nobody is refused on old news
                     continue
-                if body == known.body or await self._write(known, book, body, by, deadline):
-                    self.seen = book
+                if not changes:
+                    self.seen = known.book
+                    return results
+                if (written := await self._write(known, book, by, deadline)) is not None:
+                    self.seen = written
                     return results
                 known = None
                 if asyncio.get_running_loop().time() > deadline:
@@ -172,12 +174,13 @@ class Bookkeeper:
     def _apply(self, book: Book, op: Op) -> Result:
         return book.apply(op, self._concerning(op.tenant) if isinstance(op, Reserve) else (), self._now())
 
-    async def _write(self, known: _Read, book: Book, body: bytes, by: str, deadline: float) -> bool:
-        """Put `book` in place of what is known; false where somebody else was faster.
+    async def _write(self, known: _Read, book: Book, by: str, deadline: float) -> Book | None:
+        """Put `book` in place of what is known. The book as it stands then; None where somebody else was faster.
 
         A try without an answer is looked for before it is sent again.
         """
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(known.seq), "Sidecar-By": by}
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(known.seq), "Sidecar-By": self._replica}
+        body = book.encode()
         self._bus.check_size(body, headers)
         while True:
             if self._bus.is_connected:  # nats-py would keep it back, and send it who knows when
@@ -188,13 +191,13 @@ class Bookkeeper:
                 else:
                     fields = orjson.loads(answer.data)
                     if "error" not in fields:
-                        self._known = _Read(book, body, int(fields["seq"]), by)
-                        return True
+                        self._known = _Read(book, int(fields["seq"]))
+                        return book
                     if int(fields["error"].get("err_code", 0)) not in _SOMEBODY_WAS_FASTER:
                         raise BookUnavailable(f"the broker refuses the ledger's book: {fields['error']}")
             found = await self._load(deadline)
             if found.seq != known.seq:
-                return found.by == by
+                return found.book if by in found.book.writes else None
             if asyncio.get_running_loop().time() > deadline:
                 raise BookUnavailable("the broker does not say that it has the ledger's book")
             await asyncio.sleep(PAUSE_S)
@@ -212,12 +215,12 @@ class Bookkeeper:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(PAUSE_S)
-        book, body, seq, by = Book(), b"", 0, ""
+        book, seq = Book(), 0
         if message is not None:
-            body, seq, by = message.body, message.seq, message.headers.get("Sidecar-By", "")
+            seq = message.seq
             try:
-                book = Book.decode(body)
+                book = Book.decode(message.body)
             except ValueError as error:
                 log.error("ledger: a book that cannot be read is made anew", error=repr(error))
-        self._known = _Read(book, body, seq, by)
+        self._known = _Read(book, seq)
         return self._known

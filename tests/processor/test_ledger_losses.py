@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import nats.errors
 import pytest
 from nats.aio.client import Client
 
@@ -207,6 +208,24 @@ async def test_a_book_that_the_broker_does_not_take_is_given_up_in_time(books: B
 
 
 # --- alarms -------------------------------------------------------------------------------------
+
+
+async def test_an_alarm_whose_writing_down_was_not_answered_is_told_though_others_have_written_since(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, other = (Bookkeeper(books.bus, (), name, now=lambda: NOW) for name in "ab")
+    ask, answers = books.bus.nc.request, itertools.count()
+
+    async def loses_the_first_answer(subject: str, *args: Any, **named: Any) -> Any:
+        answer = await ask(subject, *args, **named)
+        if subject == subjects.LEDGER_BOOK and next(answers) == 0:
+            await other.do(Told(("another|2026-11",)))
+            raise nats.errors.TimeoutError
+        return answer
+
+    monkeypatch.setattr(books.bus.nc, "request", loses_the_first_answer)
+    assert await keeper.do(Told(("x|2026-11",))) == ("x|2026-11",)
+    assert keeper.seen.told == ["x|2026-11", "another|2026-11"]
 
 
 async def test_more_alarms_than_can_be_sent_at_once_are_all_told(books: Books, nc: Client) -> None:
