@@ -170,7 +170,6 @@ class Ledger:
             log.error("ledger: the audit log has lost its end, which was counted before", lost=book.position - last)
             await self._enter(book, Entry.of(Folded(), {}, to=last, **self._stamp(audit)))
         elif book.position > 0 and not has_counters and not self._is_bare:
-            log.warning("ledger: there are no counters; they are made anew from the audit log")
             await self._recount(book, audit, to=book.position)
             self._is_bare = True  # should nothing in it have cost anything, it is not read again and again
         else:
@@ -197,6 +196,8 @@ class Ledger:
         before = await self._totals(cell.subject for cell in cells)
         off = {c: amount - before.get(c.subject, 0) for c, amount in cells.items() if c.day >= first_day}
         folded = Folded(Counter({cell: amount for cell, amount in off.items() if amount}))
+        if folded.cells:
+            log.warning("ledger: counters are set to what the audit log says", counters=len(folded.cells))
         await self._enter(book, Entry.of(folded, before, to=to, **self._stamp(audit)))
 
     async def _events(self, position: int, most: int = BATCH) -> tuple[list[StoredMessage], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 from nats.aio.client import Client
 
 from processor import jetstream, subjects
+from processor.book import Book
 from processor.ledger import cells
 from processor.spend import Unit, dollars
 from providers.base import Finished, FinishReason, Opened, TextDelta, Usage
-from providers.scripted import Pause, ScriptedProvider
+from providers.errors import InvalidPrompt
+from providers.scripted import Pause, ScriptedProvider, Step
 from tests.acceptance.vendors import serving_vendors
 from tests.conftest import StartProcessor
 from tests.processes import running
@@ -111,14 +114,24 @@ async def test_a_budget_is_remembered_by_the_next_sidecar(nc: Client, start: Sta
 async def test_after_a_cancel_a_refusal_and_a_failure_no_budget_holds_anything(
     nc: Client, start: StartProcessor, tmp_path: Path
 ) -> None:
-    catalog = with_budgets(tmp_path, "daily_usd = 10\nhard = true")
-    slow = ScriptedProvider([Opened(), Pause(60)])
-    processor = await start({"anthropic": slow}, sidecar_catalog=catalog)
+    catalog = with_budgets(tmp_path, "daily_usd = 10\nhard = true\n[budgets.tenants.broke]\ndaily_usd = 0\nhard = true")
+    scripts: Iterator[Sequence[Step]] = iter([[Opened(), Pause(60)], [InvalidPrompt("no")]])
+    broken = ScriptedProvider(lambda _: next(scripts))
+    processor = await start({"anthropic": broken}, sidecar_catalog=catalog)
     asked = asyncio.create_task(ask(nc, body("slow"), Nats_Msg_Id="slow"))
-    await wait_until(lambda: processor.spending.outstanding == 1)
+    await wait_until(lambda: broken.calls == 1)
+    assert processor.spending.outstanding == 1
     await nc.publish("llm.cancel.slow")
     assert (await asked)["error"]["type"] == "cancelled"
-    await wait_until(lambda: processor.spending.outstanding == 0)
+    assert (await ask(nc, body("wrong", fallback=False)))["error"]["type"] == "invalid_request"
+    assert (await ask(nc, body("poor", tenant="broke", fallback=False)))["error"]["type"] == "budget_exceeded"
+
+    async def nothing_is_held() -> bool:
+        book = await jetstream.leaders_message(nc, subjects.LEDGER, {"last_by_subj": subjects.LEDGER_BOOK})
+        return book is not None and Book.decode(book.body).holds == {}
+
+    await wait_until(nothing_is_held)
+    assert processor.spending.outstanding == 0
 
 
 @pytest.mark.slow
