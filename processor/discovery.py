@@ -61,7 +61,7 @@ async def announce(
     replica: str,
     load: Callable[[], Mapping[str, Any]],
     route: Callable[[Request], Route],
-    budgets: Sequence[Budget] = (),
+    budgets: Sequence[Budget],
 ) -> Service:
     """Register this replica; its endpoint `llm.models` lists the catalog and what can be called now.
 

@@ -160,7 +160,7 @@ class Processor:
             on_degraded=lambda why: self._alerts.tell("warning", "limits", why),
             on_recovered=lambda what: self._alerts.tell("info", "limits recovered", what),
         )
-        budgets = configured_budgets(catalog.budgets, settings.monthly_budget_alert)
+        self._budgets = budgets = configured_budgets(catalog.budgets, settings.monthly_budget_alert)
         self._keeper = Bookkeeper(bus, budgets, replica)
         self._ledger = Ledger(bus, self._keeper, budgets, self._alerts, saving_from=settings.budget_saving_from)
         self.spending = Spending(self._keeper, budgets, self._ledger.spent, saving_from=settings.budget_saving_from)
@@ -321,7 +321,13 @@ class Processor:
             await self._withdrawals.start()
             await self._ingress.start()
             service = await announce(
-                self._bus, self._catalog, self._providers.keys(), self._replica, self.load, self._lookout.route
+                self._bus,
+                self._catalog,
+                self._providers.keys(),
+                self._replica,
+                self.load,
+                self._lookout.route,
+                self._budgets,
             )
             warming = tasks.create_task(self._open_providers())
             await self._bus.settle()  # ready means: the server knows our subscriptions
