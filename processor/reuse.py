@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from processor.audit_events import Attempt
@@ -20,6 +22,7 @@ from processor.leases import Leases
 from processor.messages import Request
 from processor.reply_bodies import FinalReply
 from processor.subjects import Priority
+from processor.tasks import OwnedTasks
 
 CRITICAL = ":critical"
 
@@ -60,12 +63,13 @@ class Reuse:
         self._flights: Flights[FinalReply] = Flights(self._look, leases)
         self._enabled = enabled
         self._sampled = sampled
+        self._keeping = OwnedTasks()
         self.figures = CacheFigures()
 
     @property
     def under_way(self) -> int:
-        """Requests that make a call for others or wait for one, and leases held."""
-        return len(self._flights) + self._flights.open_leases
+        """Requests that make a call for others or wait for one, leases held, and answers on their way into the cache."""
+        return len(self._flights) + self._flights.open_leases + len(self._keeping)
 
     async def answer(
         self,
@@ -99,7 +103,11 @@ class Reuse:
 
     async def _kept(self, key: str, answered: Answered) -> Answered:
         if not answered.stands_in and may_enter(answered.reply):
-            await self._cache.put(key, encode_entry(answered.reply))
+            keeping = self._keeping.start(self._cache.put(key, encode_entry(answered.reply)))
+            # Whoever is cancelled here has its answer all the same: it is complete, and its attempt, which is paid
+            # for, is not yet in the audit log.
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({keeping})
         return answered
 
     async def _look(self, key: str) -> FinalReply | None:
@@ -117,6 +125,7 @@ class Reuse:
     async def close(self) -> None:
         """Give all leases back, and end what is asked of Redis."""
         await self._flights.close()
+        await self._keeping.cancel()
         if self._leases is not None:
             await self._leases.close()
         await self._cache.close()

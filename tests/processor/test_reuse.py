@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from redis.asyncio import Redis
 
 from processor.cache_stores import MemoryCache
 from processor.service import Processor
@@ -81,7 +82,20 @@ async def test_the_audit_log_says_that_an_answer_needed_no_call(nc: Client, star
     assert (ended["cached"], ended["saved_usd"], ended["cost_usd"], ended["attempts"]) == (True, COST, 0, 0)
 
 
-async def test_a_call_is_on_record_though_its_request_is_cancelled_while_the_answer_is_kept(
+async def test_a_call_is_on_record_though_its_request_fails_after_it(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> bool:
+        raise RuntimeError("the sidecar itself")
+
+    monkeypatch.setattr("processor.reuse.may_enter", fails)
+    await start({"anthropic": ScriptedProvider(answer())})
+    assert (await ask(nc, body("Why?"), Nats_Msg_Id="paid"))["error"]["type"] == "internal"
+    events = {e["event"]: e for e in await wait_until(lambda: all_audit_events(nc, "paid", 4))}
+    assert (events["attempt"]["cost_usd"], events["failed"]["cost_usd"]) == (COST, COST)
+
+
+async def test_who_cancels_while_the_answer_is_kept_has_it_all_the_same(
     nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeping = asyncio.Event()
@@ -95,9 +109,9 @@ async def test_a_call_is_on_record_though_its_request_is_cancelled_while_the_ans
     asked = asyncio.create_task(ask(nc, body("Why?"), Nats_Msg_Id="paid"))
     await keeping.wait()
     await nc.publish("llm.cancel.paid")
-    assert (await asked)["error"]["type"] == "cancelled"
+    assert (await asked)["response"] == "Hello."
     events = {e["event"]: e for e in await wait_until(lambda: all_audit_events(nc, "paid", 4))}
-    assert (events["attempt"]["cost_usd"], events["cancelled"]["cost_usd"]) == (COST, COST)
+    assert (events["attempt"]["cost_usd"], events["completed"]["cost_usd"]) == (COST, COST)
 
 
 async def test_a_hit_is_streamed_to_whoever_asked_for_a_stream(nc: Client, start: StartProcessor) -> None:
@@ -294,3 +308,19 @@ async def test_a_redis_that_goes_fails_no_request_and_is_told(nc: Client, start:
         assert (await ask(nc, body("Why?")))["response"] == "Hello."
         assert (await ask(nc, body("Why?")))["cached"] is True  # this process's own
     assert read(await alerts.next_msg(timeout=5))["kind"] == "cache"
+
+
+async def test_a_slow_redis_takes_no_answer_from_who_has_paid_for_it(
+    nc: Client, start: StartProcessor, redis_url: str
+) -> None:
+    async with Redis.from_url(redis_url) as client:
+
+        async def redis_hangs(_: float) -> None:
+            await client.client_pause(400)
+
+        vendor = ScriptedProvider([Opened(), Pause(0), *answer()[1:]], sleep=redis_hangs)
+        await start({"anthropic": vendor}, redis_url=redis_url)
+        reply = await ask(nc, body("Slow to keep?", deadline_ms=250), Nats_Msg_Id="paid")
+    assert (reply["response"], reply["cost_usd"]) == ("Hello.", COST)
+    events = {e["event"]: e for e in await wait_until(lambda: all_audit_events(nc, "paid", 4))}
+    assert events["attempt"]["cost_usd"] == events["completed"]["cost_usd"] == COST
