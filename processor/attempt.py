@@ -242,12 +242,32 @@ class Attempts:
 async def _next(events: AsyncGenerator[Event]) -> Event | None:
     """The next event, None at the end. Whatever a provider raises that is none of its errors becomes one here."""
     try:
-        return await anext(events, None)
+        return _in_unicode(await anext(events, None))
     except ProviderError:
         raise
     except Exception as error:
         log.exception("a provider failed in a way of its own")
         raise BadResponse(f"its answer could not be handled ({type(error).__name__})") from error
+
+
+def _in_unicode(event: Event | None) -> Event | None:
+    """The event with U+FFFD for halves of surrogate pairs: a vendor's JSON may hold such, no message of ours can."""
+    match event:
+        case TextDelta(text) | ThinkingDelta(text) if (mended := _mended(text)) is not text:
+            return replace(event, text=mended)
+        case ToolCallDelta(arguments=text) if (mended := _mended(text)) is not text:
+            return replace(event, arguments=mended)
+    return event
+
+
+def _mended(text: str) -> str:
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _may_be_at_work(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import nats
 import nats.errors
@@ -316,6 +317,16 @@ async def test_a_client_that_has_gone_stops_the_vendors_stream(
     await sub.next_msg(timeout=5)
     await client.close()
     await wait_until(lambda: vendor.cancelled)
+
+
+@pytest.mark.parametrize("fields", [{}, {"cache": "skip"}, {"stream": True}])
+async def test_half_a_surrogate_pair_from_a_vendor_spoils_no_answer(
+    nc: Client, start: StartProcessor, fields: dict[str, Any]
+) -> None:
+    vendor = ScriptedProvider([Opened(), TextDelta("Hi \ud83d\ude00\ud83d!"), *answer()[2:]])
+    await start({"anthropic": vendor}, enable_cache=True)
+    final = (await ask_stream(nc, body(**fields))).final if "stream" in fields else await ask(nc, body(**fields))
+    assert (final["response"], vendor.calls) == ("Hi \N{GRINNING FACE}\ufffd!", 1)
 
 
 # --- audit ------------------------------------------------------------------------------------
