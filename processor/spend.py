@@ -116,6 +116,6 @@ def _amounts(entry: AuditEntry) -> Iterator[tuple[Cell, int]]:
             }
             for unit, amount in amounts.items():
                 yield Cell(entry.started.date(), entry.tenant, entry.alias or entry.model, unit), amount
-        case Ended(event=AuditEvent.COMPLETED, saved_usd=saved) if saved is not None:
-            for unit, amount in {Unit.SAVED: pico(saved), Unit.CACHED: 1}.items():
+        case Ended(event=AuditEvent.COMPLETED) if entry.cached or entry.coalesced:
+            for unit, amount in {Unit.SAVED: pico(entry.saved_usd or Decimal(0)), Unit.CACHED: 1}.items():
                 yield Cell(entry.at.date(), entry.tenant, entry.model or "unknown", unit), amount
