@@ -43,11 +43,11 @@ def encode(prompt: Prompt, transform: SchemaTransform, *, stream: bool) -> dict[
     if stream:
         body["stream"] = True
     if system := system_text(prompt.messages, VENDOR):
-        block = {"type": "text", "text": system}
-        # As a block wherever a mark is set: a prefix is found again only in the form in which it was written.
-        body["system"] = [block] if prompt.stable_messages else system
-        if prompt.stable_messages and last_stable is None:
-            last_stable = block
+        # As blocks wherever a mark is set: a prefix is found again only in the form in which it was written.
+        blocks = _system_blocks(prompt)
+        body["system"] = blocks or system
+        if blocks and last_stable is None:
+            last_stable = blocks[0]
     if last_stable is not None:
         last_stable["cache_control"] = {"type": "ephemeral"}
     if prompt.temperature is not None:
@@ -65,6 +65,13 @@ def encode(prompt: Prompt, transform: SchemaTransform, *, stream: bool) -> dict[
     if prompt.response_format is not None:
         body["output_config"] = {"format": _json_format(prompt.response_format, transform)}
     return body
+
+
+def _system_blocks(prompt: Prompt) -> list[dict[str, Json]]:
+    """The system messages that are stable, then those that are this prompt's own; none where none is stable."""
+    stable = prompt.messages[: prompt.stable_messages]
+    texts = system_text(stable, VENDOR), system_text(prompt.messages[len(stable) :], VENDOR)
+    return [{"type": "text", "text": text} for text in texts if text] if texts[0] else []
 
 
 def _choice(choice: ToolChoice) -> dict[str, Json]:

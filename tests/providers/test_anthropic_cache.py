@@ -62,11 +62,18 @@ def test_without_anything_that_comes_again_nothing_is_marked() -> None:
 
 
 def test_a_marks_place_changes_nothing_else() -> None:
-    bodies = [sent(stable) for stable in range(1, 7)]
+    bodies = [sent(stable) for stable in range(2, 7)]
     for body in bodies:
         for block in marked(body):
             del block["cache_control"]
     assert all(body == bodies[0] for body in bodies)
+
+
+def test_a_system_message_of_one_request_alone_is_not_written_with_those_that_come_again() -> None:
+    assert sent(1)["system"] == [
+        {"type": "text", "text": "Be brief.", "cache_control": MARK},
+        {"type": "text", "text": "Answer in English."},
+    ]
 
 
 @pytest.mark.parametrize("empty", [(Text(""),), ()])
