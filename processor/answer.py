@@ -17,7 +17,7 @@ from processor.audit import AuditLog
 from processor.audit_events import Attempt, Routed
 from processor.bucket import Need
 from processor.budgets import Price, forecast
-from processor.catalog import Catalog
+from processor.catalog import Catalog, UnknownModel
 from processor.errors import ErrorType, RequestError
 from processor.estimate import Learned
 from processor.lookout import Lookout
@@ -96,15 +96,15 @@ class _Work:
     @property
     def reuse_class(self) -> str:
         """Which models may answer: a request that pins its model has no answer of one that another stood in for."""
-        alone = len(self.chosen.candidates) == 1
-        return f"{self.chosen.model_class}{'' if alone else ' or another'}"
+        alone = len(self.chosen.candidates) <= 1
+        return f"{self.chosen.model_class} {self.chosen.means}{'' if alone else ' or another'}"
 
     def stands_in(self, index: int) -> bool:
         """Whether candidate `index` is not what was meant: for `auto`, whether it is worse, or a demo."""
         meant, served = self.chosen.meant, self.chosen.candidates[index].model
-        if self.chosen.rule == ASKED or meant is None:
-            return served is not meant
-        return served.tier < meant.tier or served.demo
+        if self.chosen.rule == ASKED:
+            return served.id != self.chosen.model_class
+        return meant is None or served.tier < meant.tier or served.demo
 
     def considered(self, served: int) -> tuple[Considered, ...]:
         """Every candidate with what came of it, then those that were refused."""
@@ -287,19 +287,30 @@ class Answerer:
             await context.outbox.delta(ToolCallDelta(number, call.id, call.name, call.arguments))
         total_ms = milliseconds((datetime.now(UTC) - context.accepted).total_seconds())
         whence = "an identical request under way" if found.coalesced else "the cache"
+        mine = self._as_asked(work, original)
         return original.model_copy(
             update={
                 "id": context.outbox.request_id,
+                "model": mine.name if mine else original.model,
+                "warnings": mine.warnings if mine else original.warnings,
                 "cost_usd": Decimal(0),
                 "cost_estimated": False,
                 "cached": not found.coalesced,
                 "coalesced": found.coalesced,
                 "saved_usd": original.cost_usd,
                 "attempts": context.first_attempt - 1,
-                "route": ReplyRoute(reason=f"from {whence}: {original.route.reason}"),
+                "route": ReplyRoute(reason=f"from {whence}: {mine.reason if mine else original.route.reason}"),
                 "timing": Timing(queued_ms=total_ms, first_token_ms=total_ms, total_ms=total_ms),
             }
         )
+
+    def _as_asked(self, work: _Work, original: FinalReply) -> Candidate | None:
+        """The model that answered, as a candidate of this request: several names may mean it, one of them retired."""
+        try:
+            served = self._catalog.resolve(original.model, datetime.now(UTC).date()).model
+        except UnknownModel:  # of another replica's catalog
+            return None
+        return next((c for c in work.chosen.candidates if c.model is served), None)
 
     def _final(self, work: _Work, run: Run, index: int) -> FinalReply:
         context, candidate = work.context, run.candidate

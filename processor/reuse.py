@@ -68,7 +68,7 @@ class Reuse:
 
     @property
     def under_way(self) -> int:
-        """Requests that make a call for others or wait for one, leases held, and answers on their way into the cache."""
+        """Requests that make a call for others or wait for one, leases held, and answers that are being kept."""
         return len(self._flights) + self._flights.open_leases + len(self._keeping)
 
     async def answer(

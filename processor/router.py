@@ -90,6 +90,9 @@ class Route:
     """Whose answer was wanted, were it well and had it room; None where there is no candidate."""
     nobody: ErrorType = ErrorType.UNAVAILABLE
     """What a client is told where there is no candidate: whether the request is at fault, or what is configured."""
+    means: str = ""
+    """Of a rule: the ids of the models that it prefers today and what counts, by the catalog and the settings. Where
+    that has changed, an answer that was kept is none for this request any more."""
 
     @property
     def considered(self) -> tuple[Considered, ...]:
@@ -168,7 +171,9 @@ def _for_auto(given: Traits, catalog: Catalog, conditions: Conditions) -> Route:
     if given.fallback is False:
         refusals += [_refused(c.model, f"{ranked[0].name} alone may answer") for c in ranked[1:]]
         ranked = ranked[:1]
-    return Route(tuple(ranked), tuple(refusals), given, rule.name, f"auto:{rule.name}", meant, _fault(refusals))
+    ids = ",".join(catalog.models[alias].id for alias in preferred)
+    means = f"{ids} {aims.weigh} {aims.tier}{' by quality' if aims.quality_only else ''}"
+    return Route(tuple(ranked), tuple(refusals), given, rule.name, f"auto:{rule.name}", meant, _fault(refusals), means)
 
 
 def _meant(ranked: Sequence[CatalogModel], preferred: Collection[str], aims: Aims) -> CatalogModel | None:

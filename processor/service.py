@@ -226,7 +226,9 @@ class Processor:
                 on_degraded=lambda why: self._alerts.tell("warning", "cache", why),
                 on_recovered=lambda what: self._alerts.tell("info", "cache recovered", what),
             )
-            cache, leases = shared, RedisLeases(self._redis, is_shared=lambda: shared.is_shared)
+            cache = shared
+            if settings.cache_max_size:  # else no other replica could have the answer it has waited for
+                leases = RedisLeases(self._redis, is_shared=lambda: shared.is_shared)
         return Reuse(cache, leases, enabled=settings.enable_cache, sampled=settings.cache_sampled)
 
     def _answerer(self) -> Answerer:

@@ -18,7 +18,7 @@ from processor.service import Processor
 from providers.base import Finished, FinishReason, Opened, Provider, TextDelta, ToolCallDelta, Usage
 from providers.errors import BadCredentials, InvalidPrompt, VendorError
 from providers.scripted import Pause, ScriptedProvider, Step
-from tests.conftest import StartProcessor, redis_server, short_folder
+from tests.conftest import StartProcessor, redis_server, running_processor, short_folder
 from tests.processor.test_end_to_end import answer, slow
 from tests.talk import all_audit_events, ask, ask_stream, body, read
 from tests.wait import wait_until
@@ -202,6 +202,42 @@ async def test_the_answer_of_a_model_that_only_stood_in_is_not_kept(nc: Client, 
     assert (first["response"], second["response"], second["cached"]) == ("from another", "from gemini", False)
 
 
+async def test_nor_is_one_that_answers_for_a_model_whose_provider_is_not_configured_here(
+    nc: Client, nats_url: str, start: StartProcessor, redis_url: str
+) -> None:
+    claude = ScriptedProvider(answer("from another"))
+    async with running_processor(nats_url, {"anthropic": claude}, enable_cache=True, redis_url=redis_url):
+        assert (await ask(nc, body("Where?", model="gemini")))["response"] == "from another"
+        pinned = body("Where?", model="gemini", fallback=False)
+        assert (await ask(nc, pinned))["error"]["type"] == "unavailable"
+    gemini = ScriptedProvider(answer("from gemini", "gemini-2.5-flash"))
+    await start({"anthropic": claude, "gemini": gemini}, redis_url=redis_url, replica="second")
+    assert (await ask(nc, body("Where?", model="gemini")))["response"] == "from gemini"
+
+
+@pytest.mark.parametrize(("first", "then"), [("llama", "gpt-oss-120b"), ("gpt-oss-120b", "llama")])
+async def test_a_hit_names_and_warns_as_its_own_request_was_asked(
+    nc: Client, start: StartProcessor, first: str, then: str
+) -> None:
+    await start({"groq": ScriptedProvider(answer())})
+    replies = {name: await ask(nc, body("Why?", model=name)) for name in (first, then)}
+    assert replies[then]["cached"] is True
+    for name, reply in replies.items():
+        assert reply["model"] == name
+        assert reply["route"]["reason"].endswith(f"{name} was asked for")
+        assert len(reply["warnings"]) == (name == "llama")  # it is retired
+
+
+async def test_what_auto_means_is_part_of_what_is_the_same(nc: Client, nats_url: str, redis_url: str) -> None:
+    claude = {"anthropic": ScriptedProvider(lambda prompt: answer(prompt.model, prompt.model))}
+    seen = []
+    for default in ("haiku", "sonnet"):
+        async with running_processor(nats_url, claude, enable_cache=True, redis_url=redis_url, default_model=default):
+            seen += [await ask(nc, body("Which?", model=None)) for _ in range(2)]
+    assert [reply["model"] for reply in seen] == ["haiku", "haiku", "sonnet", "sonnet"]
+    assert [reply["cached"] for reply in seen] == [False, True, False, True]
+
+
 async def test_a_hit_costs_nothing_so_a_spent_budget_does_not_refuse_it(
     nc: Client, start: StartProcessor, tmp_path: Path
 ) -> None:
@@ -214,6 +250,17 @@ async def test_a_hit_costs_nothing_so_a_spent_budget_does_not_refuse_it(
 
 
 # --- the single flight ----------------------------------------------------------------------------
+
+
+async def test_a_pinned_request_without_a_candidate_does_not_join_one_that_lets_another_answer(
+    nc: Client, start: StartProcessor
+) -> None:
+    claude = slow(0.5)
+    await start({"anthropic": claude})
+    other = asyncio.create_task(ask(nc, body("Why?", model="gemini")))
+    await wait_until(lambda: claude.calls == 1)
+    assert (await ask(nc, body("Why?", model="gemini", fallback=False)))["error"]["type"] == "unavailable"
+    assert (await other)["response"] == "Hello."
 
 
 async def test_a_hundred_identical_requests_at_once_make_one_call_and_get_a_hundred_replies(
@@ -296,6 +343,19 @@ async def test_with_redis_replicas_share_answers_and_calls(nc: Client, start: St
     assert Counter(reply["response"] for reply in replies) == {"Hello.": 40}
     assert sum(vendor.calls for vendor in vendors) == 1
     assert (await ask(nc, body("Shared?")))["cached"] is True
+
+
+async def test_where_nothing_is_kept_no_replica_waits_for_another(
+    nc: Client, start: StartProcessor, redis_url: str
+) -> None:
+    busy = {"redis_url": redis_url, "cache_max_size": 0, "max_workers": 1, "critical_workers": 0, "shutdown_grace": 0}
+    never, soon = ScriptedProvider([Opened(), Pause(60)]), ScriptedProvider(answer())
+    await start({"anthropic": never}, replica="first", **busy)
+    inbox = nc.new_inbox()
+    await nc.publish("llm.request.high", body("Not kept?"), reply=inbox)
+    await wait_until(lambda: never.calls == 1)
+    await start({"anthropic": soon}, replica="second", **busy)
+    assert (await ask(nc, body("Not kept?"), timeout=8))["response"] == "Hello."
 
 
 async def test_a_redis_that_goes_fails_no_request_and_is_told(nc: Client, start: StartProcessor) -> None:

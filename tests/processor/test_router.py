@@ -328,6 +328,16 @@ def test_an_answer_is_kept_under_the_models_id_or_under_the_rule() -> None:
     assert routed().model_class == "auto:default"
 
 
+def test_what_a_rule_means_changes_with_the_catalog_and_the_settings_and_not_with_the_moment() -> None:
+    def means(on: datetime = NOVEMBER, **known: Any) -> str:
+        return route(request(), CATALOG, conditions(on=on, **known)).means
+
+    now = means()
+    others = [means(default="sonnet"), means(by_quality=True), means(on=DECEMBER)]
+    assert len({now, *others}) == 4
+    assert means(unwell={"haiku": "broken"}, room={"gemini": 0.01}, thrifty=True) == now
+
+
 # --- what no model is weighed by --------------------------------------------------------------
 
 
