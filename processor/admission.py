@@ -36,6 +36,8 @@ HELD_UP_S = 0.25
 """How often a request looks again that waits for what calls under way hold of a budget."""
 BUDGET = ""
 """In place of a provider, where a line stands before a budget."""
+RESTING = 5
+"""How many times as many requests may wait for another's call as for a vendor: one call ends the wait of them all."""
 LOOK_AGAIN_S = 1.0
 """How often the first in line asks again: requests that end early, here or on another replica, give room back."""
 
@@ -92,7 +94,7 @@ class HandedBack(Exception):
 
 
 class Parked:
-    """How many requests of each lane are parked, and a wait for room."""
+    """How many requests of each lane wait without a slot, and a wait for room."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -106,7 +108,7 @@ class Parked:
         return sum(self._count.values())
 
     async def room(self, priority: Priority) -> None:
-        """Return once the lane may take another request: a lane that has parked enough pulls no more."""
+        """Return once the lane may take another request: a lane of which enough wait pulls no more."""
         await self._room[priority].wait()
 
     def change(self, priority: Priority, by: int) -> None:
@@ -136,7 +138,8 @@ class Admission:
         max_parked: int,
     ) -> None:
         self._open = open_provider
-        self.parked = Parked(max_parked)
+        self._parked = Parked(max_parked)
+        self._resting = Parked(RESTING * max_parked)
         self._limits = limits
         self._health = health
         self._spending = spending
@@ -146,6 +149,16 @@ class Admission:
         self._inside: set[Waiter] = set()
         self._closed = asyncio.Event()
         health.on_closed(self._reopen)
+
+    @property
+    def parked(self) -> int:
+        """How many requests wait without a slot."""
+        return self._parked.total + self._resting.total
+
+    async def room(self, priority: Priority) -> None:
+        """Return once the lane may take another request: a lane of which enough wait pulls no more."""
+        await self._parked.room(priority)
+        await self._resting.room(priority)
 
     def close(self) -> None:
         """Park nobody any more: who is parked, or would be, is handed back at once.
@@ -204,7 +217,7 @@ class Admission:
         """
         waits = asyncio.ensure_future(waiting)
         closes = asyncio.create_task(self._closed.wait())
-        self.parked.change(slot.priority, +1)
+        self._resting.change(slot.priority, +1)
         try:
             await slot.parked(asyncio.wait({waits, closes}, return_when=asyncio.FIRST_COMPLETED))
             if not waits.done():
@@ -213,7 +226,7 @@ class Admission:
         except Dismissed:
             raise HandedBack(0) from None
         finally:
-            self.parked.change(slot.priority, -1)
+            self._resting.change(slot.priority, -1)
             for task in (waits, closes):
                 task.cancel()
             await asyncio.wait({waits, closes})
@@ -355,13 +368,13 @@ class Admission:
             case HandBack(wait_s):
                 raise HandedBack(wait_s)
         priority = entrant.slot.priority
-        self.parked.change(priority, +1)
+        self._parked.change(priority, +1)
         try:
             await entrant.slot.parked(happens(woken, self._sleep_s(waiter, blocked.values(), now)))
         except Dismissed:
             raise HandedBack(0) from None
         finally:
-            self.parked.change(priority, -1)
+            self._parked.change(priority, -1)
 
     def _sleep_s(self, waiter: Waiter, blocked: Collection[_Blocked], now: float) -> float:
         """Until it may try again, unless it is woken: who stands behind others in a line is, when it is the first."""

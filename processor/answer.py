@@ -155,6 +155,7 @@ class Answerer:
         """
         work = self._begin(request, context)
         found = await self._reuse.answer(
+            context.outbox.request_id,
             request,
             work.reuse_class,
             context.slot.priority,
@@ -164,6 +165,10 @@ class Answerer:
         if isinstance(found, Reused):
             return Answered(await self._again(work, found), None)
         return found
+
+    def is_waited_for(self, request_id: str) -> bool:
+        """Whether other requests wait for the call that this one makes."""
+        return self._reuse.is_waited_for(request_id)
 
     async def _call_until_one_completes(self, work: _Work) -> Answered:
         while options := work.plan.options():

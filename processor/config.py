@@ -88,7 +88,7 @@ class Settings(BaseSettings):
 
     enable_cache: bool = Field(True, description="Answer repeated requests from the cache.")
     cache_ttl: int = Field(3600, ge=1, description="How long an answer stays in the cache.")
-    cache_max_size: int = Field(1000, ge=0, description="Answers in the in-memory cache.")
+    cache_max_size: int = Field(1000, ge=0, description="Answers kept, in memory or in Redis; 0: none.")
     cache_sampled: bool = Field(False, description="Also where a request asks for a temperature above 0.")
     cost_optimization: bool = Field(True, description="false: `auto` chooses by quality alone.")
     enable_streaming: bool = Field(True, description="false: `stream` requests get one whole answer.")

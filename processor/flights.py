@@ -76,6 +76,11 @@ class Flight(Generic[T]):
         """Whether this one has to call."""
         return self._leads
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether others stand behind it."""
+        return len(self._line.waiting) > 1
+
     async def outcome(self) -> T | None:
         """Wait for the leader's answer, or for the lead: then it is None. To be awaited where one does not lead.
 

@@ -17,7 +17,7 @@ from processor.fingerprint import (
     fingerprint,
     may_enter,
 )
-from processor.flights import Flights
+from processor.flights import Flight, Flights
 from processor.leases import Leases
 from processor.messages import Request
 from processor.reply_bodies import FinalReply
@@ -64,6 +64,7 @@ class Reuse:
         self._enabled = enabled
         self._sampled = sampled
         self._keeping = OwnedTasks()
+        self._leads: dict[str, Flight[FinalReply]] = {}
         self.figures = CacheFigures()
 
     @property
@@ -73,6 +74,7 @@ class Reuse:
 
     async def answer(
         self,
+        request_id: str,
         request: Request,
         model_class: str,
         priority: Priority,
@@ -97,9 +99,18 @@ class Reuse:
             if not flight.leads and (landed := await rest(flight.outcome())) is not None:
                 return self._reused(landed, coalesced=True)
             self.figures.misses += 1
-            answered = await self._kept(key, await call())
+            self._leads[request_id] = flight
+            try:
+                answered = await self._kept(key, await call())
+            finally:
+                del self._leads[request_id]
             flight.land(answered.reply)
             return answered
+
+    def is_waited_for(self, request_id: str) -> bool:
+        """Whether others wait for the call that this request makes."""
+        flight = self._leads.get(request_id)
+        return flight is not None and flight.is_waited_for
 
     async def _kept(self, key: str, answered: Answered) -> Answered:
         if not answered.stands_in and may_enter(answered.reply):

@@ -272,7 +272,7 @@ class Processor:
         """What this replica has on its hands at this moment, what its cache was good for, what budgets have left."""
         return {
             "running": len(self._worker.running),
-            "parked": self._admission.parked.total,
+            "parked": self._admission.parked,
             "held": len(self._lanes.held),
             "reservations": self.limits.outstanding,
             "holds": self.spending.outstanding,

@@ -105,8 +105,9 @@ class Worker:
     async def stop_abandoned(self) -> None:
         """Stop requests whose clients have gone and that nobody else waits for, for ever."""
         while True:
-            job = self.running.get(await self._probes.gone.get())
-            if job is not None and not (job.joined or job.copies):
+            request_id = await self._probes.gone.get()
+            job = self.running.get(request_id)
+            if job is not None and not (job.joined or job.copies or self._answerer.is_waited_for(request_id)):
                 job.stop(Stop.CLIENT_GONE)
 
     async def on_joined(self, msg: Msg) -> None:
@@ -122,7 +123,7 @@ class Worker:
         """
         lane = self._lanes[priority]
         while True:
-            await self._admission.parked.room(priority)
+            await self._admission.room(priority)
             if not lane.is_resting:
                 await lane.ready()
             slot = Slot(self._slots, priority)

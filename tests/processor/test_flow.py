@@ -299,17 +299,17 @@ async def test_parked_requests_are_bounded_and_the_lane_pulls_no_more(nc: Client
 
     await wait_until(all_answered, timeout_s=20)
     assert most <= 3 + 2
-    assert processor._admission.parked.total == 0
+    assert processor._admission.parked == 0
 
 
 async def test_a_parked_request_can_be_cancelled(nc: Client, start: StartProcessor) -> None:
     throttled = failing_first(1, RateLimited("slow down", retry_after_s=60))
     processor = await start({"anthropic": throttled})
     asking = asyncio.create_task(ask(nc, body(fallback=False, deadline_ms=100_000), Nats_Msg_Id="job-1"))
-    await wait_until(lambda: processor._admission.parked.total)
+    await wait_until(lambda: processor._admission.parked)
     await nc.publish("llm.cancel.job-1")
     assert (await asking)["error"]["type"] == "cancelled"
-    assert processor._admission.parked.total == 0
+    assert processor._admission.parked == 0
 
 
 async def test_a_stopping_sidecar_hands_parked_requests_to_the_next_one_at_once(
@@ -318,7 +318,7 @@ async def test_a_stopping_sidecar_hands_parked_requests_to_the_next_one_at_once(
     throttled = failing_first(1, RateLimited("slow down", retry_after_s=60))
     first = await start({"anthropic": throttled}, replica="first")
     asking = asyncio.create_task(ask(nc, body(deadline_ms=100_000, fallback=False)))
-    await wait_until(lambda: first._admission.parked.total)
+    await wait_until(lambda: first._admission.parked)
     await start({"groq": ScriptedProvider(answer()), "anthropic": throttled}, replica="second")
     first.stop()
     await wait_until(lambda: not first._worker.running, timeout_s=5)

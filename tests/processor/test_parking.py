@@ -77,9 +77,9 @@ class Gate:
 
     async def parks(self, priority: Priority, *args: Any, **named: Any) -> asyncio.Task[Admitted]:
         """Start, and return when it is parked."""
-        before = self.admission.parked.total
+        before = self.admission.parked
         task = self.start(priority, *args, **named)
-        await wait_until(lambda: task.done() or self.admission.parked.total > before)
+        await wait_until(lambda: task.done() or self.admission.parked > before)
         assert not task.done()
         return task
 
@@ -230,7 +230,7 @@ async def test_limits_that_answer_slowly_admit_what_is_still_young_enough_and_no
     monkeypatch.setattr(Limits, "reserve", slowly)
     async with gate(tmp_path, "[limits.anthropic]\nrpm=1000") as at:
         task = at.start(Priority.HIGH)
-        await wait_until(lambda: task.done() or at.admission.parked.total)
+        await wait_until(lambda: task.done() or at.admission.parked)
         assert (task.done(), asked) == (admitted, 2)
         assert at.limits.outstanding == int(admitted)
 

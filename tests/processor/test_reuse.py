@@ -301,6 +301,33 @@ async def test_those_who_wait_for_anothers_call_hold_no_worker(nc: Client, start
     assert {(await one)["error"]["type"] for one in same} == {"cancelled"}
 
 
+async def test_those_who_wait_for_anothers_call_do_not_close_their_lane(nc: Client, start: StartProcessor) -> None:
+    vendors = {"anthropic": slow(60), "gemini": ScriptedProvider(answer("free"))}
+    processor = await start(vendors, max_workers=4, max_parked=2)
+    same = [asyncio.create_task(ask(nc, body("Why?"), Nats_Msg_Id=f"same-{n}", timeout=20)) for n in range(6)]
+    await wait_until(lambda: processor.load()["parked"] == 5)
+    assert (await ask(nc, body("Something else?", model="gemini"), timeout=5))["response"] == "free"
+    for number in range(6):
+        await nc.publish(f"llm.cancel.same-{number}")
+    await asyncio.gather(*same)
+
+
+async def test_a_call_that_others_wait_for_goes_on_when_its_own_client_has_gone(
+    nc: Client, start: StartProcessor
+) -> None:
+    words = [step for number in range(120) for step in (TextDelta(f"{number} "), Pause(0.01))]
+    finished = Finished(FinishReason.STOP, Usage(10, output_visible=5), "claude-haiku-4-5-20251001")
+    vendor = ScriptedProvider([Opened(), *words, finished])
+    processor = await start({"anthropic": vendor})
+    left = nc.new_inbox()  # nobody listens here
+    await nc.publish("llm.request.high", body("Why?", stream=True), reply=left)
+    await wait_until(lambda: vendor.calls == 1)
+    waiting = asyncio.create_task(ask(nc, body("Why?"), timeout=20))
+    await wait_until(lambda: processor.load()["parked"] == 1)
+    assert (await waiting)["coalesced"] is True
+    assert vendor.calls == 1
+
+
 async def test_when_the_one_that_calls_is_cancelled_the_next_takes_over(nc: Client, start: StartProcessor) -> None:
     vendor = in_turn([Opened(), Pause(60)], answer("second try"))
     await start({"anthropic": vendor})

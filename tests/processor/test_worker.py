@@ -190,7 +190,7 @@ async def test_a_request_that_another_worker_answered_while_this_one_waited_is_n
     vendor = ScriptedProvider([throttled])
     processor = await start({"anthropic": vendor})
     await nc.jetstream().publish("llm.request.low.job-1", body(fallback=False))
-    await wait_until(lambda: processor._admission.parked.total)
+    await wait_until(lambda: processor._admission.parked)
     other = Ending.refusal("job-1", RequestError(ErrorType.INTERNAL, "as another worker ended it"))
     assert await Replies(processor._bus).store("job-1", other)
     await wait_until(lambda: none_queued(nc))
