@@ -212,7 +212,8 @@ async def test_redis_killed_under_load_and_back(nc: Client, nats_url: str, seed:
             async with under_load(own, rng, asks_end=True) as load:
                 for _ in range(2):
                     with redis_server(folder):
-                        await sent_more(load, rng.randrange(60, 120))
+                        # Longer than the five seconds after which a sidecar looks again whether it is back.
+                        await sent_more(load, int(RATE * rng.uniform(7, 10)))
                     await sent_more(load, rng.randrange(60, 120))
             found = await examine(nc, load, vendor, seed)
     assert all(ending.event == "final" for i in found.replies if (ending := found.ending(i)))
