@@ -119,6 +119,10 @@ class Load:
         self._room.set()
 
 
+OF_REQUESTS = {"running", "_running"}
+"""What hangs on a request under way goes with it: only their number counts."""
+
+
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +143,8 @@ def containers(root: object) -> Iterator[tuple[str, int]]:
                 yield at, len(value)
             if type(value).__module__.startswith(MODULES):
                 waiting.append((at, value))
+            elif name in OF_REQUESTS:
+                continue
             elif isinstance(value, dict | list) and len(value) < SHOWN_FROM:
                 items = value.items() if isinstance(value, dict) else enumerate(value)
                 waiting += [(f"{at}[{k}]", v) for k, v in items if type(v).__module__.startswith(MODULES)]
