@@ -95,10 +95,12 @@ def _show(decision: dict[str, Any]) -> None:
     for place, one in enumerate(decision["candidates"], 1):
         figures = f"{one['score']:.1f}", f"{one['cost_usd']:.6f}"
         table.add_row(str(place), *map(escape, (one["model"], one["provider"], *figures, one["reason"])))
-    for one in decision["refusals"]:
-        refused = map(escape, (one["model"], one["provider"], "", "", f"refused: {one['reason']}"))
-        table.add_row("", *refused, style="dim")
     out.print(table)
+    alike: dict[str, list[str]] = {}
+    for one in decision["refusals"]:
+        alike.setdefault(one["reason"], []).append(one["model"])
+    for reason, models in alike.items():
+        out.print(f"refused: {reason}: {', '.join(models)}", style="dim", markup=False, soft_wrap=True)
     if not decision["candidates"]:
         Console(stderr=True, highlight=False).print("no model can answer this", style="red")
     for one in decision["candidates"]:

@@ -34,6 +34,8 @@ from processor.usage import COLUMNS, UsageRow, money
 from processor.usage_reading import ByTask, Report, read_usage
 
 BAR_WIDTH: Final = 24
+WIDE: Final = 110
+"""On a narrower terminal the bars are shorter, so that no name is cut."""
 NEARLY: Final = 0.8
 """From this share on a budget is shown as a warning."""
 
@@ -137,9 +139,10 @@ def _print_table(report: Report) -> None:
     head = str(report.by).replace("_", " ")
     table = Table(box=None, pad_edge=False, show_footer=True)
     total = report.total
-    table.add_column(head, footer="total", overflow="fold")
+    table.add_column(head, footer="total", no_wrap=True)
     table.add_column("cost", footer=money(total.cost_usd), justify="right", no_wrap=True)
-    table.add_column("", width=BAR_WIDTH)
+    bar_width = BAR_WIDTH if console.width >= WIDE else BAR_WIDTH // 3
+    table.add_column("", width=bar_width)
     counts: dict[str, tuple[Callable[[Any], str], str]] = {
         "saved": (money, "saved_usd"),
         "calls": (_count, "calls"),
@@ -149,11 +152,13 @@ def _print_table(report: Report) -> None:
         "out": (_count, "output_tokens"),
         "cache read": (_count, "cache_read_tokens"),
     }
+    # What is nothing everywhere takes no room from what is something.
+    counts = {title: count for title, count in counts.items() if title == "calls" or getattr(total, count[1])}
     for title, (show, column) in counts.items():
         table.add_column(title, footer=show(getattr(total, column)), justify="right", no_wrap=True)
     most = max(row.cost_usd for row in report.rows)
     for row in report.rows:
-        bar = Bar(size=float(most) or 1.0, begin=0, end=float(row.cost_usd), width=BAR_WIDTH, color="cyan")
+        bar = Bar(size=float(most) or 1.0, begin=0, end=float(row.cost_usd), width=bar_width, color="cyan")
         shown_counts = (show(getattr(row, column)) for show, column in counts.values())
         table.add_row(Text(row.key), _cost(row), bar, *shown_counts)
     console.print(table)

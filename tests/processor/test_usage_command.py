@@ -79,17 +79,19 @@ async def as_json(settings: Settings, capsys: Output, **changes: Any) -> dict[st
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("columns", "bar"), [(200, 24), (80, 8)])
 async def test_the_table_shows_the_dearest_first_with_a_bar_and_its_total(
-    settings: Settings, books: Books, capsys: Output
+    settings: Settings, books: Books, capsys: Output, monkeypatch: pytest.MonkeyPatch, columns: int, bar: int
 ) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     await spend(books, call(1, "0.25"), call(2, "1", alias="sonnet"), call(3, "0.0000123456", alias="[red]llama"))
     assert await report_usage(settings, **ALL, form="table") == Exit.OK
     head, *rows, total = capsys.readouterr().out.split("\n\n")[0].splitlines()
-    assert head.split()[:4] == ["model", "cost", "saved", "calls"]
+    assert head.split()[:4] == ["model", "cost", "calls", "in"]  # nothing was saved, and nothing failed
     shown = [row.split() for row in rows]
     assert [row[:2] for row in shown] == [["sonnet", "$1.000"], ["haiku", "$0.2500"], ["[red]llama", "$0.00001235"]]
     bars = [row.count("█") for row in rows]
-    assert bars == [24, 6, 0]
+    assert bars == [bar, bar // 4, 0]
     assert total.split()[:2] == ["total", "$1.250"]
 
 
