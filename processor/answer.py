@@ -211,7 +211,7 @@ class Answerer:
 
     def _candidature(self, candidate: Candidate, request: Request, base: int, now: datetime) -> Candidature:
         model = candidate.model
-        most = answer_limit(request, model.max_output)
+        most = answer_limit(request.max_tokens, model.max_output)
         need = Need(1, *self._learned.need(model.alias, base, most))
         if not self._spending.is_limited(request.tenant):
             return Candidature(model, need)

@@ -6,7 +6,7 @@ import hashlib
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from processor.messages import Request
 from processor.reply_bodies import Usd
@@ -156,6 +156,14 @@ class Ended(AuditRecord):
 
 
 AuditEntry = Annotated[Received | Routed | Attempt | Ended, Field(discriminator="event")]
+
+
+_ENTRY: TypeAdapter[AuditEntry] = TypeAdapter(AuditEntry)
+
+
+def decode_event(body: bytes) -> AuditEntry:
+    """The event that was written. Raises ValidationError for one of a version that is not ours."""
+    return _ENTRY.validate_json(body)
 
 
 def message_id(entry: AuditEntry) -> str:

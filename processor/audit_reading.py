@@ -8,16 +8,15 @@ from datetime import UTC, datetime
 from typing import Final
 
 from nats.aio.client import Client
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from processor import jetstream, subjects
-from processor.audit_events import AuditEntry
+from processor.audit_events import AuditEntry, decode_event
 from processor.jetstream import StoredMessage
 
 _ALL: Final = "llm.audit.*.*"
 _ATTEMPTS: Final = "llm.audit.attempt.*"
 _BATCH: Final = {"batch": 500, "max_bytes": 4 * 1024 * 1024}
-_ENTRY: TypeAdapter[AuditEntry] = TypeAdapter(AuditEntry)
 
 
 @dataclass(slots=True)
@@ -53,7 +52,7 @@ def _entries(messages: list[StoredMessage], progress: Progress) -> list[AuditEnt
     entries = []
     for message in messages:
         try:
-            entries.append(_ENTRY.validate_json(message.body))
+            entries.append(decode_event(message.body))
         except ValidationError:
             progress.unreadable += 1
     return entries

@@ -179,7 +179,7 @@ class Bookkeeper:
 
         A try without an answer is looked for before it is sent again.
         """
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(known.seq), "Sidecar-By": self._replica}
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(known.seq)}
         body = book.encode()
         self._bus.check_size(body, headers)
         while True:

@@ -72,42 +72,15 @@ async def announce(
     What `load` counts stands in the endpoint's statistics as `data`.
     """
 
-    async def models(request: ServiceRequest) -> None:
-        today = datetime.now(UTC).date()
-        rows = [
-            {
-                "model": alias,
-                "id": model.id,
-                "provider": model.provider,
-                "context": model.context,
-                "max_output": model.max_output,
-                "abilities": sorted(model.abilities),
-                "retires": model.retires.isoformat() if model.retires else None,
-                "successor": model.successor,
-                "answered_by": answering.alias,
-                "available": answering.provider in providers,
-            }
-            for alias, model in catalog.models.items()
-            for answering in (catalog.resolve(alias, today).model,)
-        ]
-        await request.respond(orjson.dumps({"models": rows}))
+    async def models(asked: ServiceRequest) -> None:
+        await asked.respond(_models(catalog, providers))
 
-    async def decide(asked: ServiceRequest) -> None:
-        headers = None
-        try:
-            request = decode_request(asked.data)
-            body = orjson.dumps(explanation(request, route(request)))
-        except RequestError as error:
-            body, headers = error_body("", error), error_headers(error)
-        await asked.respond(body, headers)
+    async def decide(body: bytes) -> bytes:
+        request = decode_request(body)
+        return orjson.dumps(explanation(request, route(request)))
 
-    async def usage(asked: ServiceRequest) -> None:
-        headers = None
-        try:
-            body = await usage_reading.answer(bus.nc, asked.data, budgets, bus.nc.max_payload - HEADER_RESERVE)
-        except RequestError as error:
-            body, headers = error_body("", error), error_headers(error)
-        await asked.respond(body, headers)
+    async def usage(body: bytes) -> bytes:
+        return await usage_reading.answer(bus.nc, body, budgets, bus.nc.max_payload - HEADER_RESERVE)
 
     service = await nats.micro.add_service(
         _OnlyInboxes(bus.nc),  # type: ignore[arg-type]  # it is one, but for what it subscribes
@@ -118,6 +91,41 @@ async def announce(
         stats_handler=lambda _: dict(load()),
     )
     await service.add_endpoint(EndpointConfig(name="models", subject="llm.models", handler=models))
-    await service.add_endpoint(EndpointConfig(name="route", subject="llm.route", handler=decide))
-    await service.add_endpoint(EndpointConfig(name="usage", subject="llm.usage", handler=usage))
+    await service.add_endpoint(EndpointConfig(name="route", subject="llm.route", handler=_answering(decide)))
+    await service.add_endpoint(EndpointConfig(name="usage", subject="llm.usage", handler=_answering(usage)))
     return service
+
+
+def _answering(answer: Callable[[bytes], Awaitable[bytes]]) -> Callable[[ServiceRequest], Awaitable[None]]:
+    """An endpoint that answers a body with `answer`, and what it refuses as the contract's error."""
+
+    async def respond(asked: ServiceRequest) -> None:
+        headers = None
+        try:
+            body = await answer(asked.data)
+        except RequestError as error:
+            body, headers = error_body("", error), error_headers(error)
+        await asked.respond(body, headers)
+
+    return respond
+
+
+def _models(catalog: Catalog, providers: Collection[str]) -> bytes:
+    today = datetime.now(UTC).date()
+    rows = [
+        {
+            "model": alias,
+            "id": model.id,
+            "provider": model.provider,
+            "context": model.context,
+            "max_output": model.max_output,
+            "abilities": sorted(model.abilities),
+            "retires": model.retires.isoformat() if model.retires else None,
+            "successor": model.successor,
+            "answered_by": answering.alias,
+            "available": answering.provider in providers,
+        }
+        for alias, model in catalog.models.items()
+        for answering in (catalog.resolve(alias, today).model,)
+    ]
+    return orjson.dumps({"models": rows})

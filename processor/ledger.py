@@ -21,11 +21,11 @@ import nats.errors
 import orjson
 import structlog
 from nats.aio.client import Client
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from processor import jetstream, subjects
 from processor.alerts import Alerts
-from processor.audit_events import AuditEntry
+from processor.audit_events import AuditEntry, decode_event
 from processor.book import Begin, Book, Change, Entry, Finish, Open, Told
 from processor.bookkeeper import Bookkeeper, BookTooLarge, BookUnavailable
 from processor.budgets import Alarm, Budget, accounts_of, alarms
@@ -53,7 +53,6 @@ _COUNTED: Final = tuple(f"llm.audit.{event}." for event in (subjects.AuditEvent.
 _TROUBLE = (BookUnavailable, JetStreamError, JetStreamUnavailable, MessageTooLarge, nats.errors.Error, OSError)
 
 log = structlog.get_logger(__name__)
-_ENTRY: TypeAdapter[AuditEntry] = TypeAdapter(AuditEntry)
 
 
 class Ledger:
@@ -294,7 +293,7 @@ def _read(events: Iterable[StoredMessage]) -> Iterable[AuditEntry]:
     """The events that can be read. One of a version that is not ours counts nothing, and is told."""
     for event in events:
         try:
-            yield _ENTRY.validate_json(event.body)
+            yield decode_event(event.body)
         except ValidationError as error:
             log.error(
                 "ledger: an audit event that cannot be read is not counted", seq=event.seq, error=str(error)[:500]

@@ -13,9 +13,9 @@ DEFAULT_MAX_TOKENS = 4096
 """Where the client names none, or the model's own limit if that is less."""
 
 
-def answer_limit(request: Request, max_output: int) -> int:
-    """The longest answer, in tokens, that the request is sent with to a model that writes at most `max_output`."""
-    return min(request.max_tokens or DEFAULT_MAX_TOKENS, max_output)
+def answer_limit(max_tokens: int | None, max_output: int) -> int:
+    """The longest answer, in tokens, of a request for `max_tokens` to a model that writes at most `max_output`."""
+    return min(max_tokens or DEFAULT_MAX_TOKENS, max_output)
 
 
 def build_prompt(request: Request, *, model_id: str, max_output: int, stream: bool, stable_messages: int = 0) -> Prompt:
@@ -26,7 +26,7 @@ def build_prompt(request: Request, *, model_id: str, max_output: int, stream: bo
     return Prompt(
         model=model_id,
         messages=tuple(Message(m.role, tuple(_parts(m))) for m in request.messages),
-        max_tokens=answer_limit(request, max_output),
+        max_tokens=answer_limit(request.max_tokens, max_output),
         stream=stream,
         temperature=request.temperature,
         top_p=request.top_p,

@@ -12,7 +12,7 @@ from typing import Final
 from processor.catalog import Catalog, CatalogModel, Resolved, UnknownModel
 from processor.errors import ErrorType, RequestError
 from processor.messages import Request
-from processor.prompts import DEFAULT_MAX_TOKENS
+from processor.prompts import answer_limit
 from processor.reply_bodies import Considered
 from processor.rules import DEFAULT, Rule
 from processor.scoring import SCARCE, Aims, Aspects, scores
@@ -99,11 +99,6 @@ class Route:
         tried = (Considered(model=c.name, provider=c.model.provider, reason=c.reason) for c in self.candidates)
         refused = (Considered(model=r.model, provider=r.provider, reason=f"refused: {r.reason}") for r in self.refusals)
         return (*tried, *refused)
-
-
-def answer_limit(model: CatalogModel, given: Traits) -> int:
-    """The longest answer, in tokens, that the request is sent with to `model`."""
-    return min(given.max_tokens or DEFAULT_MAX_TOKENS, model.max_output)
 
 
 def route(asked: Request | Traits, catalog: Catalog, conditions: Conditions) -> Route:
@@ -228,7 +223,7 @@ def _refusal(model: CatalogModel, given: Traits, conditions: Conditions, *, is_n
         return _refused(model, f"provider {model.provider} is not configured")
     if missing := model.lacks(given.needs):
         return _refused(model, f"it has no {', '.join(missing)}", ErrorType.INVALID_REQUEST)
-    room = given.input_tokens + answer_limit(model, given)
+    room = given.input_tokens + answer_limit(given.max_tokens, model.max_output)
     if room > model.context:
         why = f"about {room} tokens do not fit its window of {model.context}"
         return _refused(model, why, ErrorType.TOO_LARGE)
@@ -289,7 +284,7 @@ def _aspects(
     usual_output: int,
 ) -> Aspects:
     alias = model.alias
-    output = min(conditions.usual_output.get(alias, usual_output), answer_limit(model, given))
+    output = min(conditions.usual_output.get(alias, usual_output), answer_limit(given.max_tokens, model.max_output))
     latency_s = None
     if (measured := conditions.latency.get(alias)) is not None:
         first_token_s, tokens_a_second = measured

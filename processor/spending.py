@@ -11,7 +11,7 @@ from decimal import Decimal
 from processor.book import LEASE_S, Renew, Reserve, Settle
 from processor.bookkeeper import Bookkeeper
 from processor.budgets import Budget, Exceeded, HeldUp, Price, by_tenant, used_share
-from processor.spend import pico
+from processor.spend import dollars, pico
 
 RENEW_EVERY_S = LEASE_S / 4
 
@@ -100,6 +100,9 @@ class Spending:
         """Each budget by its label, with what is spent of it, in dollars."""
         today, spent = self._now().date(), self._keeper.seen.spent
         return {
-            budget.label: {"limit_usd": budget.limit / 1e12, "spent_usd": spent.get(budget.account(today), 0) / 1e12}
+            budget.label: {
+                "limit_usd": float(dollars(budget.limit)),
+                "spent_usd": float(dollars(spent.get(budget.account(today), 0))),
+            }
             for budget in self._budgets
         }

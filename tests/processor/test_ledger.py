@@ -145,6 +145,18 @@ class Died(Exception):
     """The replica is gone, in the middle of something."""
 
 
+async def die_counting(one: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be counted is in the book, and nothing of it in the counters."""
+
+    async def dies(*_: Any, **__: Any) -> Any:
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jetstream, "publish", dies)
+        with pytest.raises(Died):
+            await count_all(one)
+
+
 @pytest.mark.parametrize("later", [timedelta(minutes=1), timedelta(days=3)])
 @pytest.mark.parametrize("step", range(12))
 async def test_a_replica_that_dies_at_any_point_leaves_nothing_uncounted_or_counted_twice(
@@ -179,14 +191,7 @@ async def test_what_another_replica_is_counting_is_left_to_it_for_a_while(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await books.audit.write(attempt(1, "0.1"))
-
-    async def dies(*_: Any, **__: Any) -> Any:
-        raise Died
-
-    with monkeypatch.context() as patched:
-        patched.setattr(jetstream, "publish", dies)
-        with pytest.raises(Died):
-            await count_all(books.ledger())
+    await die_counting(books.ledger(), monkeypatch)
     assert await books.ledger(replica="b").count() is False
     assert await books.cost() == 0
 

@@ -21,7 +21,18 @@ from processor.bus import HEADER_RESERVE
 from processor.jetstream import JetStreamUnavailable
 from processor.ledger import TAKE_OVER_S, Ledger
 from processor.spend import Folded, Unit, pico
-from tests.processor.test_ledger import NOW, PLAIN, TODAY, Books, Heard, attempt, books, count_all, monthly
+from tests.processor.test_ledger import (
+    NOW,
+    PLAIN,
+    TODAY,
+    Books,
+    Heard,
+    attempt,
+    books,
+    count_all,
+    die_counting,
+    monthly,
+)
 from tests.wait import wait_until
 
 __all__ = ["books"]
@@ -100,22 +111,11 @@ async def test_an_audit_log_without_any_cost_is_not_read_again_and_again(
 # --- clocks and sleepers ------------------------------------------------------------------------
 
 
-class Died(Exception):
-    """The replica is gone, in the middle of something."""
-
-
 async def test_an_entry_from_a_replica_whose_clock_was_ahead_is_taken_over_like_any_other(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await books.audit.write(attempt(1, "0.1"))
-
-    async def dies(*_: Any, **__: Any) -> Any:
-        raise Died
-
-    with monkeypatch.context() as patched:
-        patched.setattr(jetstream, "publish", dies)
-        with pytest.raises(Died):
-            await count_all(books.ledger(at=NOW + timedelta(hours=2)))
+    await die_counting(books.ledger(at=NOW + timedelta(hours=2)), monkeypatch)
     monkeypatch.setattr(ledger, "TAKE_OVER_S", 0.2)
     other = books.ledger(replica="b")
     assert not await other.count()

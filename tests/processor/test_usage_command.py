@@ -9,7 +9,6 @@ import os
 import pty
 import signal
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +20,6 @@ from nats.aio.client import Client
 
 from processor import jetstream, subjects, usage_reading
 from processor.audit_events import Attempt, Ended
-from processor.bus import Bus
 from processor.config import Settings
 from processor.errors import RequestError
 from processor.exits import Exit, Fatal
@@ -33,10 +31,12 @@ from providers.scripted import ScriptedProvider
 from tests.conftest import StartProcessor, make_settings
 from tests.processes import SIDECAR, command
 from tests.processor.test_end_to_end import answer
-from tests.processor.test_ledger import Books, attempt, count_all
+from tests.processor.test_ledger import Books, attempt, books, count_all
 from tests.processor.test_suggestions import request
 from tests.talk import ask, body, read
 from tests.wait import wait_until
+
+__all__ = ["books"]
 
 NOW = datetime.now(UTC)
 TODAY = NOW.date()
@@ -48,14 +48,6 @@ Output = pytest.CaptureFixture[str]
 def settings(nc: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("COLUMNS", "200")
     return make_settings(nats_url=nats_url)
-
-
-@pytest.fixture
-async def books(nc: Client, nats_url: str) -> AsyncIterator[Books]:
-    bus = Bus()
-    await bus.connect(nats_url, make_settings(), name="test")
-    yield Books(bus)
-    await bus.close()
 
 
 async def spend(books: Books, *events: Attempt | Ended) -> None:
