@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from processor import jetstream, subjects
 from processor.catalog import load_catalog
@@ -60,6 +62,14 @@ async def ask(
     """Plain request/reply."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return read(await nc.request(f"llm.request.{priority}", request, timeout=timeout, headers=named or None))
+
+
+async def listen(nc: Client, subject: str, callback: Callable[[Msg], Awaitable[None]] | None = None) -> Subscription:
+    """A subscription that the server knows of, so that what any other connection publishes from here on is heard."""
+    sub = await nc.subscribe(subject, cb=callback)
+    for _ in range(2):  # nats-py's PING overtakes what is still buffered; only a second one comes behind it
+        await nc.flush()
+    return sub
 
 
 async def ask_stream(nc: Client, request: bytes, priority: str = "high", timeout: float = 10) -> Streamed:

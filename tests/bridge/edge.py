@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bridge.service import bridge
+from tests import talk
 from tests.conftest import make_settings
 from tests.wait import wait_until
 
@@ -50,6 +51,4 @@ async def bridging(nats_url: str, **settings: Any) -> AsyncIterator[Edge]:
 
 async def listen(nc: Client, callback: Callable[[Msg], Awaitable[None]]) -> None:
     """Stand in for a sidecar at `llm.route`; the broker knows of it from here on."""
-    await nc.subscribe("llm.route", cb=callback)
-    for _ in range(2):  # nats-py's PING overtakes what is still buffered; only a second one comes behind it
-        await nc.flush()
+    await talk.listen(nc, "llm.route", callback)

@@ -16,7 +16,7 @@ from processor.alerts import Alerts
 from processor.bus import Bus
 from processor.webhook import Webhook
 from tests.conftest import make_settings
-from tests.talk import read
+from tests.talk import listen, read
 from tests.wait import wait_until
 
 
@@ -50,7 +50,7 @@ async def bus(nc: Client, nats_url: str) -> AsyncIterator[Bus]:
 
 
 async def test_an_alert_goes_to_the_bus_and_to_the_webhook_with_a_text_to_show(nc: Client, bus: Bus) -> None:
-    sub = await nc.subscribe("llm.alert.*")
+    sub = await listen(nc, "llm.alert.*")
     async with receiver() as (url, received):
         alerts = Alerts(bus, "r1", Webhook(url))
         alerts.tell("critical", "budget x", "100% is spent")

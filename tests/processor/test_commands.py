@@ -14,7 +14,7 @@ from providers.base import Opened
 from providers.scripted import Pause, ScriptedProvider
 from tests.conftest import StartProcessor
 from tests.processes import Ended, command, running
-from tests.talk import served
+from tests.talk import listen, served
 
 NOWHERE = "nats://127.0.0.1:9"
 
@@ -97,7 +97,7 @@ async def test_route_decides_by_the_settings_where_a_sidecar_fails_or_its_broker
             msg.reply, b"", headers={"Nats-Service-Error": "out of order", "Nats-Service-Error-Code": "500"}
         )
 
-    await nc.subscribe("llm.route", cb=fail)
+    await listen(nc, "llm.route", fail)
     failed = await command("route", "hi", "--json", NATS_URL=url, GROQ_API_KEY="gsk")
     assert (failed.code, one_line(failed), "(out of order); decided by" in failed.err) == (0, True, True)
     large = await command("route", "--json", stdin="x" * 9_000_000, NATS_URL=url, GROQ_API_KEY="gsk")

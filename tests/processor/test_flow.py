@@ -28,7 +28,7 @@ from providers.errors import (
     VendorError,
 )
 from providers.scripted import Pause, ScriptedProvider, Step
-from tests.conftest import StartProcessor
+from tests.conftest import StartProcessor, running_processor
 from tests.processor.test_end_to_end import answer, slow
 from tests.talk import all_audit_events, ask, ask_stream, body, stored
 from tests.wait import wait_until
@@ -339,20 +339,18 @@ async def test_after_five_failures_a_model_is_passed_over_without_a_call(nc: Cli
     assert "circuit is open" in considered["haiku"]
 
 
-async def test_what_one_replica_found_broken_the_others_do_not_try(nc: Client, start: StartProcessor) -> None:
-    broken, other = ScriptedProvider([VendorError("boom")]), ScriptedProvider([VendorError("boom")])
-    groq = ScriptedProvider(answer(model="openai/gpt-oss-20b"))
-    first = await start({"anthropic": broken, "groq": groq}, replica="first")
-    for _ in range(5):
-        await ask(nc, body())
-    second = await start({"anthropic": other, "groq": groq}, replica="second")
-    sonnet = first._catalog.models["sonnet"]
-    for _ in range(5):
-        first._health.failed(sonnet, VendorError("boom"), first._health.started(sonnet))
-    await wait_until(lambda: second._health.refusal(sonnet))
-    first.stop()
-    await ask(nc, body(model="sonnet"))
-    assert other.calls == 0
+async def test_what_one_replica_found_broken_the_others_do_not_try(
+    nc: Client, nats_url: str, start: StartProcessor
+) -> None:
+    other, groq = ScriptedProvider([VendorError("boom")]), ScriptedProvider(answer(model="openai/gpt-oss-20b"))
+    async with running_processor(nats_url, {"anthropic": ScriptedProvider()}, replica="first") as first:
+        second = await start({"anthropic": other, "groq": groq}, replica="second")
+        sonnet = first._catalog.models["sonnet"]
+        for _ in range(5):
+            first._health.failed(sonnet, VendorError("boom"), first._health.started(sonnet))
+        await wait_until(lambda: second._health.refusal(sonnet))
+    assert (await ask(nc, body(model="sonnet")))["provider"] == "groq"
+    assert sonnet.id not in {prompt.model for prompt in other.prompts}
 
 
 @pytest.mark.parametrize("error", [BadCredentials("your key is no good", status=401)])

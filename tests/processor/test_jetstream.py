@@ -23,7 +23,7 @@ from providers.scripted import ScriptedProvider
 from tests.chaos.servers import one_server
 from tests.conftest import make_settings, running_processor
 from tests.processor.test_end_to_end import answer
-from tests.talk import ask, body
+from tests.talk import ask, body, listen
 from tests.wait import wait_until
 
 CALLS: dict[str, Callable[[Client], Awaitable[object]]] = {
@@ -119,8 +119,7 @@ async def test_a_cancellation_that_comes_together_with_a_batch_is_not_lost(nc: C
     bus = Bus()
     await bus.connect(nats_url, make_settings(), name="test")
     silent = "SILENT"  # nobody answers in its name but this test
-    asked = await nc.subscribe(f"$JS.API.DIRECT.GET.{silent}")
-    await nc.flush()
+    asked = await listen(nc, f"$JS.API.DIRECT.GET.{silent}")
     reading = asyncio.create_task(jetstream.batch(bus.nc, silent, {"seq": 1, "batch": 1}))
     query = await asked.next_msg(timeout=5)
     (inbox,) = [sub for sub in bus.nc._subs.values() if sub.subject == query.reply]

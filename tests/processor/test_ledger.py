@@ -23,7 +23,7 @@ from processor.ledger import Ledger, cells
 from processor.spend import Cell, Unit, dollars, pico
 from processor.subjects import AuditEvent, Priority
 from tests.conftest import make_settings
-from tests.talk import read
+from tests.talk import listen, read
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 TODAY = NOW.date()
@@ -283,7 +283,7 @@ async def test_from_ninety_percent_on_it_is_told_that_auto_saves(books: Books) -
 
 
 async def test_an_alarm_is_an_alert_on_the_bus(books: Books, nc: Client) -> None:
-    sub = await nc.subscribe("llm.alert.critical")
+    sub = await listen(nc, "llm.alert.critical")
     await books.audit.write(attempt(1, "12"))
     await count_all(books.ledger(monthly("10")))
     told = read(await sub.next_msg(timeout=5))

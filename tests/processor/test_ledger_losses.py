@@ -33,6 +33,7 @@ from tests.processor.test_ledger import (
     die_counting,
     monthly,
 )
+from tests.talk import listen
 from tests.wait import wait_until
 
 __all__ = ["books"]
@@ -229,7 +230,7 @@ async def test_an_alarm_whose_writing_down_was_not_answered_is_told_though_other
 
 
 async def test_more_alarms_than_can_be_sent_at_once_are_all_told(books: Books, nc: Client) -> None:
-    sub = await nc.subscribe("llm.alert.critical")
+    sub = await listen(nc, "llm.alert.critical")
     alerts = Alerts(books.bus, "a")
     tenants = [f"t{number}" for number in range(MAX_SENDING + 20)]
     await asyncio.gather(*(books.audit.write(attempt(n, "2", tenant=name)) for n, name in enumerate(tenants)))
@@ -245,7 +246,7 @@ async def test_more_alarms_than_can_be_sent_at_once_are_all_told(books: Books, n
 
 async def test_a_budget_that_is_spent_around_midnight_is_told_of_both_days(books: Books, nc: Client) -> None:
     """Though both alerts are of the same budget, and within the time in which none is repeated."""
-    sub = await nc.subscribe("llm.alert.critical")
+    sub = await listen(nc, "llm.alert.critical")
     alerts = Alerts(books.bus, "a")
     for number, at in enumerate((BEFORE_MIDNIGHT, BEFORE_MIDNIGHT + timedelta(minutes=2))):
         await books.audit.write(attempt(number, "2", at=at))

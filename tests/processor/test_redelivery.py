@@ -21,7 +21,7 @@ from providers.scripted import Pause, ScriptedProvider, Step
 from tests.chaos.servers import one_server
 from tests.conftest import StartProcessor, running_processor
 from tests.processor.test_end_to_end import answer, slow
-from tests.talk import Streamed, ask, body, stored
+from tests.talk import Streamed, ask, body, listen, stored
 from tests.wait import wait_until
 
 
@@ -128,7 +128,7 @@ async def test_what_an_owner_answers_for_is_no_death_either(
     await nc.jetstream().publish("llm.request.high.job-1", body())
     await wait_until(lambda: first.calls)
     await start({"anthropic": second}, replica="other")
-    questions = await nc.subscribe("llm.running.*")
+    questions = await listen(nc, "llm.running.*")
     await owner._lanes[Priority.HIGH].stop()
     await owner._worker.running["job-1"].delivery._tell(b"-NAK")
     reply = await wait_until(lambda: stored(nc, "job-1"))
@@ -175,7 +175,7 @@ async def test_nobody_is_asked_about_a_request_that_was_only_buffered_elsewhere(
     nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "SOON_S", 0.05)
-    questions = await nc.subscribe("llm.running.*")
+    questions = await listen(nc, "llm.running.*")
     await start({"anthropic": slow(0.2)}, max_workers=1)
     for number in range(4):
         await nc.jetstream().publish(f"llm.request.low.job-{number}", body())

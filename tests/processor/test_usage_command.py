@@ -33,7 +33,7 @@ from tests.processes import SIDECAR, command
 from tests.processor.test_end_to_end import answer
 from tests.processor.test_ledger import Books, attempt, books, count_all
 from tests.processor.test_suggestions import request
-from tests.talk import ask, body, read
+from tests.talk import ask, body, listen, read
 from tests.wait import wait_until
 
 __all__ = ["books"]
@@ -245,7 +245,7 @@ async def test_ctrl_c_ends_it_at_once_and_without_a_traceback(nc: Client, nats_u
     async def keep_waiting(_: object) -> None:
         asked.set()
 
-    await nc.subscribe(f"$JS.API.DIRECT.GET.{subjects.AUDIT}", cb=keep_waiting)
+    await listen(nc, f"$JS.API.DIRECT.GET.{subjects.AUDIT}", keep_waiting)
     ours, theirs = pty.openpty()
     try:
         process = await asyncio.create_subprocess_exec(
