@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container
 from datetime import UTC, datetime
 
@@ -19,7 +20,9 @@ YOUNG_S = 1.0
 """A first delivery within this time of its acceptance is the first: no election of a leader is so fast."""
 AMNESIA_S = 30.0
 """For how long after a start or a reconnection what was accepted before it may come a second time."""
-ANSWERS_WITHIN_S = 0.15
+BACK_WITHIN_S = 2.0
+"""How long another replica may take to find the broker, after this one has. Until then its silence says nothing."""
+ANSWERS_WITHIN_S = 0.25
 
 
 class Redelivery:
@@ -38,21 +41,23 @@ class Redelivery:
         if asked_by_another and msg.subject.rpartition(".")[2] in self._running:
             await self._bus.publish(msg.reply, self._replica.encode())
 
-    async def runs_elsewhere(self, delivery: Delivery, life: Life) -> bool:
-        """Whether another replica is at work on it, asked where the broker may have delivered it twice.
+    def may_run_elsewhere(self, delivery: Delivery, life: Life) -> bool:
+        """Whether the broker may have delivered it twice.
 
         It does so when the heartbeats of a delivery were lost, and when it was killed and forgot what it had delivered.
         """
-        back = self._back
-        forgotten = delivery.accepted < back and _age_s(back) < AMNESIA_S
-        if not life.at_work and not forgotten:
-            return False
-        try:
-            subject = subjects.running(delivery.request_id)
-            await self._bus.nc.request(subject, self._replica.encode(), timeout=ANSWERS_WITHIN_S)
-        except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
-            return False
-        return True
+        return life.at_work or (delivery.accepted < self._back and _age_s(self._back) < AMNESIA_S)
+
+    async def runs_elsewhere(self, request_id: str) -> bool:
+        """Whether another replica is at work on it. One that has ended it meanwhile does not say so."""
+        question = subjects.running(request_id), self._replica.encode()
+        while True:
+            all_are_back = self._bus.reconnected_at is None or _age_s(self._bus.reconnected_at) > BACK_WITHIN_S
+            with contextlib.suppress(nats.errors.TimeoutError, nats.errors.NoRespondersError):
+                await self._bus.nc.request(*question, timeout=ANSWERS_WITHIN_S)
+                return True
+            if all_are_back:
+                return False
 
     async def earlier_ending(self, delivery: Delivery) -> Ending | None:
         """How the request has ended before, looked for unless it is certain that nobody has had it yet.

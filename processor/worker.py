@@ -205,13 +205,16 @@ class Worker:
         outbox = Outbox(self._bus, self._probes, delivery.request_id, reply_to=None, stream=False)
         try:
             outbox.reply_to = reply_subject(delivery.request_id, delivery.headers, self._prefixes)
-            if (ending := await self.redelivery.earlier_ending(delivery)) is not None:
+            ending = await self.redelivery.earlier_ending(delivery)
+            life = await handbacks.read(self._bus, delivery.request_id, delivery.count)
+            if ending is None and self.redelivery.may_run_elsewhere(delivery, life):
+                if await self.redelivery.runs_elsewhere(delivery.request_id):
+                    await delivery.nak(RUNS_ELSEWHERE_S)
+                    return
+                ending = await self.redelivery.earlier_ending(delivery)  # it may have ended before the question came
+            if ending is not None:
                 job.streamed = asks_for_stream(delivery.body)
                 await self._close(job, outbox, ending, None)
-                return
-            life = await handbacks.read(self._bus, delivery.request_id, delivery.count)
-            if await self.redelivery.runs_elsewhere(delivery, life):
-                await delivery.nak(RUNS_ELSEWHERE_S)
                 return
             await delivery.begin(deaths := life.deaths_if_it_is_dead)
             accepted = accept(delivery.body, delivery.headers, delivery.accepted)

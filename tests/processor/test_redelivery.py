@@ -90,6 +90,43 @@ async def test_a_sidecar_that_starts_after_a_broker_was_killed_runs_nothing_that
     assert (first.calls, second.calls) == (8, 0)
 
 
+async def test_a_sidecar_that_finds_a_killed_broker_first_waits_for_those_who_may_be_at_work(tmp_path: Path) -> None:
+    async with one_server(tmp_path) as server:
+        nc = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+        await provision(nc, contract_dir())
+        first, second = slow(5), ScriptedProvider(answer())
+        async with running_processor(server.url, {"anthropic": first}, replica="first", max_workers=9) as owner:
+            for number in range(8):
+                await nc.jetstream().publish(f"llm.request.low.job-{number}", body())
+            await wait_until(lambda: first.calls == 8)
+            async with running_processor(server.url, {"anthropic": second}, replica="second") as other:
+                owner._bus.nc.options["reconnect_time_wait"] = 1.2
+                await server.kill()
+                await wait_until(lambda: owner._bus.nc._server_pool[0].reconnects)  # tried in vain, and rests now
+                await server.start()
+                await wait_until(lambda: other._bus.reconnected_at and nc.is_connected)
+                assert not owner._bus.nc.is_connected
+                await wait_until(lambda: none_queued(nc), timeout_s=30)
+        await nc.close()
+    assert (first.calls, second.calls) == (8, 0)
+
+
+async def test_what_ended_while_others_were_asked_about_it_is_not_run_again(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended_just_before(self: redelivery.Redelivery, request_id: str) -> bool:
+        ending = {"Sidecar-Event": "final", "Sidecar-Attempt": "1", "Sidecar-Seq": "0", "Sidecar-Request-Id": "job-1"}
+        await nc.jetstream().publish("llm.reply.job-1", b'{"response":"Hello."}', headers=ending)
+        return False
+
+    monkeypatch.setattr(redelivery.Redelivery, "runs_elsewhere", ended_just_before)
+    await nc.jetstream().publish("llm.request.low.job-1", body())
+    vendor = ScriptedProvider(answer())
+    await start({"anthropic": vendor})  # after the acceptance: a broker that was killed may have had it delivered
+    await wait_until(lambda: none_queued(nc))
+    assert (vendor.calls, (await stored(nc, "job-1") or {})["response"]) == (0, "Hello.")
+
+
 async def test_an_id_that_has_ended_keeps_its_ending_whatever_is_enqueued_under_it_later(
     nc: Client, start: StartProcessor
 ) -> None:
