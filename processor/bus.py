@@ -104,6 +104,11 @@ class Bus:
         """False while a connection is lost: what is published then is kept back and sent later, up to 2 MiB in all."""
         return self.nc.is_connected
 
+    @property
+    def connection(self) -> int | None:
+        """Which connection this is, counted from 0; None while there is none."""
+        return self.nc.stats["reconnects"] if self.nc.is_connected else None
+
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call `callback` after every reconnection."""
         self._on_reconnect.append(callback)

@@ -188,6 +188,7 @@ class Probes:
         """Send a final message until somebody hears it, for at most ten seconds: a client may be reconnecting.
 
         The empty message that ends a stream follows it at once: nobody would send it after a crash between the two.
+        What was on its way when the connection broke may be lost, so silence says something on a whole one alone.
         """
         token = subjects.new_request_id()
         missed = self._waiting[token] = asyncio.Event()
@@ -195,13 +196,19 @@ class Probes:
         deadline = loop.time() + _DELIVER_S
         try:
             while True:
+                connection = self._bus.connection
                 missed.clear()
                 await self._bus.publish(subject, ending.body, ending.headers, reply=self.subject(token))
                 if sentinel:
                     await self._bus.publish(subject, b"")
-                if not await happens(missed, _RETRY_S):
+                unheard = await happens(missed, _RETRY_S)
+                if self._bus.connection is None or self._bus.connection != connection:
+                    while not self._bus.is_connected:
+                        await asyncio.sleep(_RETRY_S)
+                    deadline = loop.time() + _DELIVER_S
+                elif not unheard:
                     return True
-                if loop.time() > deadline:
+                elif loop.time() > deadline:
                     return False
                 await asyncio.sleep(_RETRY_S)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,6 +43,11 @@ class Server:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, and nothing is read any more."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     async def _listens(self) -> bool:
         assert self._process is not None

@@ -13,8 +13,9 @@ from nats.aio.client import Client
 from processor import jetstream, redelivery, worker
 from processor.broker import contract_dir
 from processor.bus import Bus
+from processor.errors import ErrorType, RequestError
 from processor.provision import provision
-from processor.replies import Replies
+from processor.replies import Ending, Replies
 from processor.subjects import Priority
 from providers.base import Opened, TextDelta
 from providers.scripted import Pause, ScriptedProvider, Step
@@ -115,8 +116,7 @@ async def test_what_ended_while_others_were_asked_about_it_is_not_run_again(
     nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended_just_before(self: redelivery.Redelivery, request_id: str) -> bool:
-        ending = {"Sidecar-Event": "final", "Sidecar-Attempt": "1", "Sidecar-Seq": "0", "Sidecar-Request-Id": "job-1"}
-        await nc.jetstream().publish("llm.reply.job-1", b'{"response":"Hello."}', headers=ending)
+        await self._replies.store(request_id, Ending.refusal(request_id, RequestError(ErrorType.CANCELLED, "stopped")))
         return False
 
     monkeypatch.setattr(redelivery.Redelivery, "runs_elsewhere", ended_just_before)
@@ -124,7 +124,7 @@ async def test_what_ended_while_others_were_asked_about_it_is_not_run_again(
     vendor = ScriptedProvider(answer())
     await start({"anthropic": vendor})  # after the acceptance: a broker that was killed may have had it delivered
     await wait_until(lambda: none_queued(nc))
-    assert (vendor.calls, (await stored(nc, "job-1") or {})["response"]) == (0, "Hello.")
+    assert (vendor.calls, (await stored(nc, "job-1") or {})["error"]["message"]) == (0, "stopped")
 
 
 async def test_an_id_that_has_ended_keeps_its_ending_whatever_is_enqueued_under_it_later(

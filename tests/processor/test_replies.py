@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import orjson
 import pytest
 from nats.aio.client import Client
 
+from processor import replies
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
 from processor.replies import PROBE_EVERY, Ending, Outbox, Probes, Replies, ReplyEvent
 from providers.base import Opened, TextDelta
 from providers.scripted import Pause, ScriptedProvider
+from tests.chaos.load import client
+from tests.chaos.servers import one_server
 from tests.conftest import StartProcessor, make_settings
 from tests.processor.test_end_to_end import answer
-from tests.talk import ask, ask_stream, body, read
+from tests.talk import ask, ask_stream, body, listen, read
 from tests.wait import wait_until
 
 
@@ -48,20 +52,42 @@ async def test_a_client_that_reconnects_within_seconds_still_gets_its_final_repl
     assert read(await late.next_msg(timeout=5))["response"] == "Hello."
 
 
+async def test_an_ending_that_was_on_its_way_when_the_broker_was_killed_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "_RETRY_S", 1.0)
+    async with one_server(tmp_path) as server, client(server.url) as nc:
+        bus = Bus()
+        await bus.connect(server.url, make_settings(), name="test")
+        probes = Probes(bus)
+        await probes.start()
+        place = nc.new_inbox()
+        sub = await listen(nc, place)
+        server.freeze()
+        delivering = asyncio.create_task(probes.deliver(place, ending(bus), sentinel=False))
+        await wait_until(lambda: probes._waiting)
+        await bus.nc._flush_pending()  # in the socket of a server that will never read it
+        await server.kill()
+        await server.start()
+        assert read(await sub.next_msg(timeout=10))["error"]["message"] == "too late"
+        assert await delivering
+        await bus.close()
+
+
 async def test_the_first_ending_counts(bus: Bus) -> None:
-    replies = Replies(bus)
-    assert await replies.ending("job-1") is None
+    kept = Replies(bus)
+    assert await kept.ending("job-1") is None
     first, second = ending(bus, "first"), ending(bus, "second")
-    assert [await replies.store("job-1", first), await replies.store("job-1", second)] == [True, False]
-    assert await replies.ending("job-1") == first
+    assert [await kept.store("job-1", first), await kept.store("job-1", second)] == [True, False]
+    assert await kept.ending("job-1") == first
 
 
 async def test_an_ending_is_waited_for_and_found_whether_it_came_before_or_after(bus: Bus) -> None:
-    replies = Replies(bus)
-    assert await replies.wait_for_ending("job-1", 0.05) is None
-    waiting = asyncio.create_task(replies.wait_for_ending("job-1", 5))
-    await replies.store("job-1", ending(bus))
-    assert await waiting == await replies.wait_for_ending("job-1", 5) == ending(bus)
+    kept = Replies(bus)
+    assert await kept.wait_for_ending("job-1", 0.05) is None
+    waiting = asyncio.create_task(kept.wait_for_ending("job-1", 5))
+    await kept.store("job-1", ending(bus))
+    assert await waiting == await kept.wait_for_ending("job-1", 5) == ending(bus)
 
 
 async def test_what_nobody_hears_is_given_up_after_a_while(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
