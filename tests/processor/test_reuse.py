@@ -231,10 +231,10 @@ async def test_a_hit_names_and_warns_as_its_own_request_was_asked(
 async def test_what_auto_means_is_part_of_what_is_the_same(nc: Client, nats_url: str, redis_url: str) -> None:
     claude = {"anthropic": ScriptedProvider(lambda prompt: answer(prompt.model, prompt.model))}
     seen = []
-    for default in ("haiku", "sonnet"):
+    for default in ("haiku", "haiku-5.5"):
         async with running_processor(nats_url, claude, enable_cache=True, redis_url=redis_url, default_model=default):
             seen += [await ask(nc, body("Which?", model=None)) for _ in range(2)]
-    assert [reply["model"] for reply in seen] == ["haiku", "haiku", "sonnet", "sonnet"]
+    assert [reply["model"] for reply in seen] == ["haiku", "haiku", "haiku-5.5", "haiku-5.5"]
     assert [reply["cached"] for reply in seen] == [False, True, False, True]
 
 
