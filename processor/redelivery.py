@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import nats.errors
 from nats.aio.msg import Msg
 
-from processor import subjects
+from processor import handbacks, subjects
 from processor.accept import FRESH_HEADER
 from processor.bus import Bus
 from processor.handbacks import Life
@@ -41,15 +41,28 @@ class Redelivery:
         if asked_by_another and msg.subject.rpartition(".")[2] in self._running:
             await self._bus.publish(msg.reply, self._replica.encode())
 
-    def may_run_elsewhere(self, delivery: Delivery, life: Life) -> bool:
-        """Whether the broker may have delivered it twice.
+    async def history(self, delivery: Delivery) -> Ending | Life | None:
+        """How the request ended before, or what is known of its life; None: another replica is at work on it now.
 
-        It does so when the heartbeats of a delivery were lost, and when it was killed and forgot what it had delivered.
+        Raises:
+            JetStreamUnavailable: the broker does not answer.
         """
-        return life.at_work or (delivery.accepted < self._back and _age_s(self._back) < AMNESIA_S)
+        if (ending := await self._earlier_ending(delivery)) is not None:
+            return ending
+        life = await handbacks.read(self._bus, delivery.request_id, delivery.count)
+        if not (life.at_work or self._may_be_forgotten(delivery)):
+            return life
+        if await self._runs_elsewhere(delivery.request_id):
+            return None
+        # It may have ended just before the others were asked.
+        return await self._earlier_ending(delivery) or life
 
-    async def runs_elsewhere(self, request_id: str) -> bool:
-        """Whether another replica is at work on it. One that has ended it meanwhile does not say so."""
+    def _may_be_forgotten(self, delivery: Delivery) -> bool:
+        """Whether a broker that was killed may have delivered it before, and forgotten that."""
+        return delivery.accepted < self._back and _age_s(self._back) < AMNESIA_S
+
+    async def _runs_elsewhere(self, request_id: str) -> bool:
+        """Whether another replica says that it is at work on it."""
         question = subjects.running(request_id), self._replica.encode()
         while True:
             all_are_back = self._bus.reconnected_at is None or _age_s(self._bus.reconnected_at) > BACK_WITHIN_S
@@ -59,7 +72,7 @@ class Redelivery:
             if all_are_back:
                 return False
 
-    async def earlier_ending(self, delivery: Delivery) -> Ending | None:
+    async def _earlier_ending(self, delivery: Delivery) -> Ending | None:
         """How the request has ended before, looked for unless it is certain that nobody has had it yet.
 
         A broker that was killed may have forgotten what it delivered: then a second delivery looks like the first.

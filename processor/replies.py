@@ -202,7 +202,7 @@ class Probes:
                 if sentinel:
                     await self._bus.publish(subject, b"")
                 unheard = await happens(missed, _RETRY_S)
-                if self._bus.connection is None or self._bus.connection != connection:
+                if connection is None or self._bus.connection != connection:
                     while not self._bus.is_connected:
                         await asyncio.sleep(_RETRY_S)
                     deadline = loop.time() + _DELIVER_S

@@ -14,7 +14,7 @@ import structlog
 from cachetools import TTLCache
 from nats.aio.msg import Msg
 
-from processor import deadletters, handbacks
+from processor import deadletters
 from processor.accept import Accepted, accept, reply_subject
 from processor.admission import Admission, HandedBack
 from processor.answer import Answerer, Context, EndedElsewhere
@@ -205,18 +205,15 @@ class Worker:
         outbox = Outbox(self._bus, self._probes, delivery.request_id, reply_to=None, stream=False)
         try:
             outbox.reply_to = reply_subject(delivery.request_id, delivery.headers, self._prefixes)
-            ending = await self.redelivery.earlier_ending(delivery)
-            life = await handbacks.read(self._bus, delivery.request_id, delivery.count)
-            if ending is None and self.redelivery.may_run_elsewhere(delivery, life):
-                if await self.redelivery.runs_elsewhere(delivery.request_id):
-                    await delivery.nak(RUNS_ELSEWHERE_S)
-                    return
-                ending = await self.redelivery.earlier_ending(delivery)  # it may have ended before the question came
-            if ending is not None:
-                job.streamed = asks_for_stream(delivery.body)
-                await self._close(job, outbox, ending, None)
+            before = await self.redelivery.history(delivery)
+            if before is None:
+                await delivery.nak(RUNS_ELSEWHERE_S)
                 return
-            await delivery.begin(deaths := life.deaths_if_it_is_dead)
+            if isinstance(before, Ending):
+                job.streamed = asks_for_stream(delivery.body)
+                await self._close(job, outbox, before, None)
+                return
+            await delivery.begin(deaths := before.deaths_if_it_is_dead)
             accepted = accept(delivery.body, delivery.headers, delivery.accepted)
             job.tenant, job.streamed = accepted.request.tenant, accepted.request.stream
             if deaths >= MAX_DEATHS:

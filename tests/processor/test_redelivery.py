@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
 from nats.aio.client import Client
 
@@ -16,10 +17,12 @@ from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
 from processor.provision import provision
 from processor.replies import Ending, Replies
+from processor.service import Processor
 from processor.subjects import Priority
 from providers.base import Opened, TextDelta
 from providers.scripted import Pause, ScriptedProvider, Step
-from tests.chaos.servers import one_server
+from tests.chaos.load import client
+from tests.chaos.servers import Server, one_server
 from tests.conftest import StartProcessor, running_processor
 from tests.processor.test_end_to_end import answer, slow
 from tests.talk import Streamed, ask, body, listen, stored
@@ -71,44 +74,44 @@ async def test_a_delta_that_comes_after_the_ending_does_not_hide_it(nc: Client, 
     assert await answered_calls(nc, vendor, 2, stream=True) == [1, 1]
 
 
+@asynccontextmanager
+async def at_work(home: Path, vendor: ScriptedProvider) -> AsyncIterator[tuple[Server, Client, Processor]]:
+    """A broker that can be killed, a client of it, and a processor with eight calls under way."""
+    async with one_server(home) as server, client(server.url) as nc:
+        await provision(nc, contract_dir())
+        async with running_processor(server.url, {"anthropic": vendor}, replica="first", max_workers=9) as owner:
+            for number in range(8):
+                await nc.jetstream().publish(f"llm.request.low.job-{number}", body())
+            await wait_until(lambda: vendor.calls == 8)
+            yield server, nc, owner
+
+
 async def test_a_sidecar_that_starts_after_a_broker_was_killed_runs_nothing_that_another_one_is_at_work_on(
     tmp_path: Path,
 ) -> None:
-    async with one_server(tmp_path) as server:
-        nc = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
-        await provision(nc, contract_dir())
-        first, second = slow(4), ScriptedProvider(answer())
-        async with running_processor(server.url, {"anthropic": first}, replica="first", max_workers=9) as owner:
-            for number in range(8):
-                await nc.jetstream().publish(f"llm.request.low.job-{number}", body())
-            await wait_until(lambda: first.calls == 8)
-            await server.kill()
-            await server.start()
-            await wait_until(lambda: owner._bus.reconnected_at and nc.is_connected)
-            async with running_processor(server.url, {"anthropic": second}, replica="second"):
-                await wait_until(lambda: none_queued(nc), timeout_s=30)
-        await nc.close()
+    first, second = slow(4), ScriptedProvider(answer())
+    async with at_work(tmp_path, first) as (server, nc, owner):
+        await server.kill()
+        await server.start()
+        await wait_until(lambda: owner._bus.reconnected_at and nc.is_connected)
+        async with running_processor(server.url, {"anthropic": second}, replica="second"):
+            await wait_until(lambda: none_queued(nc), timeout_s=30)
     assert (first.calls, second.calls) == (8, 0)
 
 
 async def test_a_sidecar_that_finds_a_killed_broker_first_waits_for_those_who_may_be_at_work(tmp_path: Path) -> None:
-    async with one_server(tmp_path) as server:
-        nc = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
-        await provision(nc, contract_dir())
-        first, second = slow(5), ScriptedProvider(answer())
-        async with running_processor(server.url, {"anthropic": first}, replica="first", max_workers=9) as owner:
-            for number in range(8):
-                await nc.jetstream().publish(f"llm.request.low.job-{number}", body())
-            await wait_until(lambda: first.calls == 8)
-            async with running_processor(server.url, {"anthropic": second}, replica="second") as other:
-                owner._bus.nc.options["reconnect_time_wait"] = 1.2
-                await server.kill()
-                await wait_until(lambda: owner._bus.nc._server_pool[0].reconnects)  # tried in vain, and rests now
-                await server.start()
-                await wait_until(lambda: other._bus.reconnected_at and nc.is_connected)
-                assert not owner._bus.nc.is_connected
-                await wait_until(lambda: none_queued(nc), timeout_s=30)
-        await nc.close()
+    first, second = slow(5), ScriptedProvider(answer())
+    async with (
+        at_work(tmp_path, first) as (server, nc, owner),
+        running_processor(server.url, {"anthropic": second}, replica="second") as other,
+    ):
+        owner._bus.nc.options["reconnect_time_wait"] = 1.2
+        await server.kill()
+        await wait_until(lambda: owner._bus.nc._server_pool[0].reconnects)  # tried in vain, and rests now
+        await server.start()
+        await wait_until(lambda: other._bus.reconnected_at and nc.is_connected)
+        assert not owner._bus.nc.is_connected
+        await wait_until(lambda: none_queued(nc), timeout_s=30)
     assert (first.calls, second.calls) == (8, 0)
 
 
@@ -119,7 +122,7 @@ async def test_what_ended_while_others_were_asked_about_it_is_not_run_again(
         await self._replies.store(request_id, Ending.refusal(request_id, RequestError(ErrorType.CANCELLED, "stopped")))
         return False
 
-    monkeypatch.setattr(redelivery.Redelivery, "runs_elsewhere", ended_just_before)
+    monkeypatch.setattr(redelivery.Redelivery, "_runs_elsewhere", ended_just_before)
     await nc.jetstream().publish("llm.request.low.job-1", body())
     vendor = ScriptedProvider(answer())
     await start({"anthropic": vendor})  # after the acceptance: a broker that was killed may have had it delivered
