@@ -1,42 +1,42 @@
-"""The bridge's HTTP surface: it checks a body, asks over NATS, and gives back what is answered."""
+"""The bridge's HTTP application: its surfaces put together, and one answer for everything that goes wrong."""
 
 from __future__ import annotations
-
-import asyncio
-from collections.abc import Mapping
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from nats.aio.msg import Msg
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bridge.bodies import json_response, read_body
+from bridge.client_gone import ClientGone
+from bridge.forms import error_form
 from bridge.line import Line
+from bridge.native import native
+from processor.config import Settings
 from processor.errors import ErrorType, RequestError
-from processor.messages import MAX_BODY_BYTES, decode_request
-from processor.reply_bodies import ErrorBody, ErrorReply
+from processor.messages import decode_request
 
-BODY_WITHIN_S = 30.0
-"""For a whole body to arrive."""
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _SERVICE_ERROR = "Nats-Service-Error-Code"
 
 log = structlog.get_logger(__name__)
 
 
-def create_app(line: Line) -> FastAPI:
+def create_app(line: Line, settings: Settings) -> FastAPI:
     """The application; it keeps nothing between two requests."""
     app = FastAPI(title="CKCIAS Sidecar", openapi_url=None, redirect_slashes=False)
     app.add_middleware(_Edge)
     app.add_exception_handler(HTTPException, _not_served)
     app.add_exception_handler(RequestError, _refused)
+    app.add_exception_handler(ClientGone, _nobody_there)
+    app.include_router(native(line, wait_s=settings.request_timeout))
 
     @app.get("/health")
     async def health() -> Response:
         """The process is alive; nothing is said of the broker."""
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        return json_response(b'{"status":"ok"}')
 
     @app.post("/api/route")
     async def route(request: Request) -> Response:
@@ -48,54 +48,25 @@ def create_app(line: Line) -> FastAPI:
     return app
 
 
-async def read_body(request: Request) -> bytes:
-    """The body, never more of it than a request may have.
-
-    Raises:
-        RequestError: `too_large`, before all of it was read; `invalid_request` where it does not come to its end
-            within `BODY_WITHIN_S`; `cancelled` where the client has gone.
-    """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-        raise _too_large()
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_WITHIN_S):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > MAX_BODY_BYTES:
-                    raise _too_large()
-                body += chunk
-    except TimeoutError:
-        raise RequestError(ErrorType.INVALID_REQUEST, f"the body did not arrive within {BODY_WITHIN_S:g} s") from None
-    except ClientDisconnect:
-        raise RequestError(ErrorType.CANCELLED, "the client has gone") from None
-    return bytes(body)
-
-
-def _too_large() -> RequestError:
-    return RequestError(ErrorType.TOO_LARGE, f"the body has more than {MAX_BODY_BYTES} bytes")
-
-
 def _answer(msg: Msg) -> Response:
     """A sidecar's answer as it is, under the status that its services-API header says."""
     code = (msg.headers or {}).get(_SERVICE_ERROR)
     if code is None:
-        return Response(msg.data, media_type="application/json")
+        return json_response(msg.data)
     if not msg.data or not (code.isdecimal() and 400 <= int(code) <= 599):
         log.error("a sidecar failed", code=code, error=(msg.headers or {}).get("Nats-Service-Error"))
         raise RequestError(ErrorType.INTERNAL, "the sidecar failed at this; its log says why")
-    return Response(msg.data, int(code), media_type="application/json")
+    return json_response(msg.data, int(code))
 
 
-def error_response(error: RequestError, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    """An error in the contract's own form."""
-    body = ErrorBody(type=error.type, message=error.message, request_id="", retry_after_s=error.retry_after_s)
-    return Response(ErrorReply(error=body).model_dump_json(), status, headers=headers, media_type="application/json")
-
-
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_response(error, error.type.code)
+    return error_form(request.url.path)(error)
+
+
+async def _nobody_there(_: Request, __: Exception) -> Response:
+    """For the record: nobody reads it."""
+    return Response(status_code=ErrorType.CANCELLED.code)
 
 
 async def _not_served(request: Request, error: Exception) -> Response:
@@ -108,7 +79,7 @@ async def _not_served(request: Request, error: Exception) -> Response:
         why = RequestError(ErrorType.INVALID_REQUEST, f"{request.method} is not served here, but {allowed} is")
     else:
         why = RequestError(ErrorType.INVALID_REQUEST, str(error.detail))
-    return error_response(why, error.status_code, error.headers)
+    return error_form(request.url.path)(why, error.status_code, error.headers)
 
 
 class _Edge:
@@ -136,5 +107,5 @@ class _Edge:
             if begun:
                 raise
             failed = RequestError(ErrorType.INTERNAL, "the bridge failed at this; its log says why")
-            await error_response(failed, ErrorType.INTERNAL.code)(scope, receive, send_on)
+            await error_form(scope["path"])(failed)(scope, receive, send_on)
         return None

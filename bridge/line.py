@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
@@ -24,6 +24,29 @@ BROKER_ANSWERS_WITHIN_S = 0.5
 CONNECT_AGAIN_S = 2.0
 
 log = structlog.get_logger(__name__)
+
+
+class BrokerAway(RequestError):
+    """There is no connection to the broker now."""
+
+    def __init__(self) -> None:
+        message = "the bridge cannot reach its NATS broker now: see that it runs; it is tried again"
+        super().__init__(ErrorType.UNAVAILABLE, message, retry_after_s=1.0)
+
+
+class NoSidecar(RequestError):
+    """The broker knows of nobody who would answer."""
+
+    def __init__(self) -> None:
+        message = "no sidecar runs on this broker: start one with `sidecar processor`"
+        super().__init__(ErrorType.UNAVAILABLE, message, retry_after_s=5.0)
+
+
+class NoAnswer(RequestError):
+    """A sidecar is there and says nothing."""
+
+    def __init__(self, within_s: float) -> None:
+        super().__init__(ErrorType.DEADLINE_EXCEEDED, f"no sidecar has answered in {within_s:g} s")
 
 
 class Line:
@@ -61,34 +84,58 @@ class Line:
     async def close(self) -> None:
         await self._bus.close()
 
-    async def ask(self, subject: str, body: bytes) -> Msg:
-        """The answer of one sidecar.
+    @property
+    def bus(self) -> Bus:
+        """The connection of now; another one after the last was lost for good."""
+        return self._bus
+
+    async def publish(self, subject: str, body: bytes = b"") -> None:
+        """Send a message, and know that the broker has it.
 
         Raises:
-            RequestError: `unavailable` where the broker is away or no sidecar is there, `deadline_exceeded` where
-                none answers within `ANSWER_WITHIN_S`, `too_large` for more than the broker takes.
+            BrokerAway: it is not sent, or nobody knows.
         """
         bus = self._bus
         if not bus.is_connected:
-            raise _broker_is_away()
+            raise BrokerAway
         try:
-            bus.check_size(body, None, subject)
+            await bus.publish(subject, body)
+            await bus.settle()
+        except (nats.errors.Error, OSError):
+            raise BrokerAway from None
+
+    async def ask(
+        self,
+        subject: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        within_s: float = ANSWER_WITHIN_S,
+    ) -> Msg:
+        """The answer of one sidecar.
+
+        Raises:
+            BrokerAway, NoSidecar, NoAnswer: `unavailable` or `deadline_exceeded`.
+            RequestError: `too_large` for more than the broker takes.
+        """
+        bus = self._bus
+        if not bus.is_connected:
+            raise BrokerAway
+        try:
+            bus.check_size(body, headers, subject)
         except MessageTooLarge as error:
             raise RequestError(ErrorType.TOO_LARGE, f"the body is too large for the broker: {error}") from None
-        asking = asyncio.create_task(bus.nc.request(subject, body, timeout=ANSWER_WITHIN_S))
+        sent = dict(headers) if headers else None
+        asking = asyncio.create_task(bus.nc.request(subject, body, timeout=within_s, headers=sent))
         try:
             await self._await(asking, bus)
             return asking.result()
         except nats.errors.NoRespondersError:
-            raise RequestError(
-                ErrorType.UNAVAILABLE, "no sidecar runs on this broker: start one with `sidecar processor`"
-            ) from None
+            raise NoSidecar from None
         except nats.errors.TimeoutError:
-            raise RequestError(
-                ErrorType.DEADLINE_EXCEEDED, f"no sidecar has answered in {ANSWER_WITHIN_S:g} s"
-            ) from None
+            raise NoAnswer(within_s) from None
         except (nats.errors.Error, OSError):
-            raise _broker_is_away() from None
+            raise BrokerAway from None
         finally:
             asking.cancel()
 
@@ -101,12 +148,6 @@ class Line:
                     await bus.nc.round_trip(BROKER_ANSWERS_WITHIN_S)
                 except nats.errors.TimeoutError:
                     raise nats.errors.StaleConnectionError from None
-
-
-def _broker_is_away() -> RequestError:
-    return RequestError(
-        ErrorType.UNAVAILABLE, "the bridge cannot reach its NATS broker now: see that it runs; it is tried again"
-    )
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 
 import structlog
@@ -11,6 +12,7 @@ import uvicorn
 
 from bridge.app import create_app
 from bridge.line import Line
+from processor.config import Settings
 
 IDLE_S = 75
 """How long a connection without a request is kept: longer than a proxy in front keeps its own."""
@@ -30,10 +32,10 @@ class _Told(logging.Handler):
         log.log(record.levelno, record.getMessage(), logger=record.name)
 
 
-def server(line: Line, *, grace_s: int) -> uvicorn.Server:
+def server(line: Line, settings: Settings) -> uvicorn.Server:
     """A server of `create_app`; it is given its socket when it serves."""
     config = uvicorn.Config(
-        create_app(line),
+        create_app(line, settings),
         http="httptools",
         ws="none",
         lifespan="off",
@@ -44,7 +46,7 @@ def server(line: Line, *, grace_s: int) -> uvicorn.Server:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=IDLE_S,
-        timeout_graceful_shutdown=grace_s,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
     )
     uvicorns = logging.getLogger("uvicorn")
     uvicorns.handlers, uvicorns.propagate = [_Told()], False

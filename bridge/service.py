@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import importlib
 import ipaddress
-import math
 import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -60,7 +59,7 @@ class Bridge:
         # The framework takes a fifth of a second to import, in which a processor in this loop goes on.
         server_module = await asyncio.to_thread(importlib.import_module, "bridge.server")
         async with connected(self._settings, nats_url) as line:
-            server: uvicorn.Server = server_module.server(line, grace_s=math.ceil(self._settings.shutdown_grace))
+            server: uvicorn.Server = server_module.server(line, self._settings)
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(line.keep()), tasks.create_task(_end(server, stopping))]
                 serving = tasks.create_task(server.serve([self._listener]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import nats.errors
 import orjson
@@ -16,7 +15,7 @@ from processor import jetstream, subjects
 from processor.bus import Bus
 from processor.errors import RequestError
 from processor.jetstream import StoredMessage
-from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
+from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply, ReplyEvent
 from processor.tasks import happens
 from providers.base import TextDelta, ThinkingDelta, ToolCallDelta
 
@@ -30,15 +29,6 @@ _BATCH = 1_000
 _BATCH_BYTES = 4 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
-
-
-class ReplyEvent(StrEnum):
-    """The values of `Sidecar-Event`."""
-
-    DELTA = "delta"
-    RESTARTED = "restarted"
-    FINAL = "final"
-    ERROR = "error"
 
 
 def error_body(request_id: str, error: RequestError) -> bytes:

@@ -1,13 +1,23 @@
-"""The bodies of everything that goes to a client: deltas, the final reply, errors."""
+"""What goes to a client: the kinds of messages, and the bodies of deltas, the final reply and errors."""
 
 from __future__ import annotations
 
 from decimal import Decimal
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from processor.errors import ErrorType
+
+
+class ReplyEvent(StrEnum):
+    """The values of `Sidecar-Event`."""
+
+    DELTA = "delta"
+    RESTARTED = "restarted"
+    FINAL = "final"
+    ERROR = "error"
 
 
 class Reply(BaseModel):

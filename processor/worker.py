@@ -27,8 +27,8 @@ from processor.job import Job, Stop
 from processor.lanes import Delivery, Lane, Lanes
 from processor.messages import asks_for_stream
 from processor.redelivery import Redelivery
-from processor.replies import Ending, Outbox, Probes, Replies, ReplyEvent
-from processor.reply_bodies import ErrorReply, FinalReply
+from processor.replies import Ending, Outbox, Probes, Replies
+from processor.reply_bodies import ErrorReply, FinalReply, ReplyEvent
 from processor.slots import Slot, Slots
 from processor.subjects import AuditEvent, Priority, reply
 from processor.tasks import OwnedTasks

@@ -59,11 +59,12 @@ def test_links_between_documents_lead_somewhere(name: str) -> None:
         assert (document_path.parent / target).exists(), target
 
 
-def test_the_modules_that_architecture_md_names_exist_and_all_are_named() -> None:
+@pytest.mark.parametrize("package", ["processor", "bridge"])
+def test_the_modules_that_architecture_md_names_exist_and_all_are_named(package: str) -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
-    table = "".join(line for line in text.splitlines() if line.startswith("| `processor/`"))
+    table = "".join(line for line in text.splitlines() if line.startswith(f"| `{package}/`"))
     named = {name for words in re.findall(r"`([a-z_ ]+)`", table) for name in words.split()}
-    modules = {path.stem for path in (ROOT / "processor").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
     unnamed = {"config", "log", "exits", "asyncapi", "published_prices"}
     assert modules - unnamed == named - {"now"}
 

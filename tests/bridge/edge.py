@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,29 @@ from bridge.service import bridge
 from tests import talk
 from tests.conftest import make_settings
 from tests.wait import wait_until
+
+
+@dataclass(frozen=True)
+class Event:
+    """A server-sent event; `data` is decoded."""
+
+    id: str | None
+    name: str | None
+    data: Any
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event]:
+    """The events of a response, as they come; comments are left out."""
+    fields: dict[str, str] = {}
+    async for line in response.content:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name:
+            fields[name] = value
+        elif "data" in fields:
+            yield Event(fields.get("id"), fields.get("event"), orjson.loads(fields.pop("data")))
+            fields = {}
+        else:
+            fields = {}
 
 
 @dataclass(frozen=True)

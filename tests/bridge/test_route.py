@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
-from bridge import app
+from bridge import app, bodies
 from processor.messages import MAX_BODY_BYTES
 from providers.scripted import ScriptedProvider
 from tests.bridge.edge import Edge, bridging, listen
@@ -117,7 +117,7 @@ async def test_a_client_that_sends_all_of_a_large_body_reads_why_it_is_refused(e
 
 
 async def test_a_body_that_does_not_come_to_its_end_is_given_up(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_WITHIN_S", 0.1)
+    monkeypatch.setattr(bodies, "BODY_WITHIN_S", 0.1)
     async with raw(edge, "Content-Length: 100") as (reader, _):
         assert b"400 Bad Request" in (answer := await read_answer(reader))
         assert b"did not arrive" in answer

@@ -13,7 +13,8 @@ from nats.aio.client import Client
 from processor import replies
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
-from processor.replies import PROBE_EVERY, Ending, Outbox, Probes, Replies, ReplyEvent
+from processor.replies import PROBE_EVERY, Ending, Outbox, Probes, Replies
+from processor.reply_bodies import ReplyEvent
 from providers.base import Opened, TextDelta
 from providers.scripted import Pause, ScriptedProvider
 from tests.chaos.load import client

@@ -1,0 +1,150 @@
+"""A request put to the sidecars over NATS, and its answer followed: what all HTTP surfaces stand on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import orjson
+import structlog
+from pydantic import ValidationError
+
+from bridge.callers import Caller
+from bridge.follow import following
+from bridge.line import Line, NoAnswer
+from bridge.sequence import Piece
+from bridge.steering import DEFAULT_PRIORITY, Steering
+from processor import subjects
+from processor.errors import ErrorType, RequestError
+from processor.messages import Request, encode_request
+from processor.reply_bodies import ErrorReply, FinalReply, ReplyEvent
+from processor.subjects import Priority
+
+ACCEPTED_WITHIN_S = 15.0
+"""For a sidecar to say that the request is kept: in a cluster, the queue may be choosing its leader."""
+GRACE_S = 10.0
+"""After a deadline, for the ending to come."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A checked request with its id and lane."""
+
+    id: str
+    priority: Priority
+    request: Request
+    detached: bool
+    """Whether it goes on when its client has gone."""
+    is_new: bool
+    """Nobody else can have asked under this id."""
+
+    @classmethod
+    def of(cls, steer: Steering, request: Request, who: Caller) -> Ask:
+        """The ask that a caller may make of a request.
+
+        Raises:
+            RequestError: `forbidden`, saying what the caller may ask for.
+        """
+        priority = steer.priority or DEFAULT_PRIORITY
+        if who.priorities is not None and priority not in who.priorities:
+            allowed = ", ".join(sorted(who.priorities))
+            raise RequestError(ErrorType.FORBIDDEN, f"priority {priority}: this key may ask with {allowed}")
+        request = _of_tenant(steer.applied(request), who, named=steer.tenant is not None)
+        return cls(_request_id(steer, request.tenant), priority, request, steer.detached, steer.key is None)
+
+
+def _of_tenant(request: Request, who: Caller, *, named: bool) -> Request:
+    if who.tenant is None or who.tenant == request.tenant:
+        return request
+    if named or "tenant" in request.model_fields_set:
+        raise RequestError(ErrorType.FORBIDDEN, f"tenant {request.tenant}: this key asks for {who.tenant} alone")
+    return request.model_copy(update={"tenant": who.tenant})
+
+
+def _request_id(steer: Steering, tenant: str) -> str:
+    """A new id, or the one that belongs to the tenant's idempotency key: no tenant can name another's request."""
+    if steer.key is None:
+        return subjects.new_request_id()
+    return f"k{hashlib.sha256(f'{tenant} {steer.key}'.encode()).hexdigest()[:40]}"
+
+
+class Run:
+    """An ask on its way: from before it is kept to its ending, or until its client has gone."""
+
+    def __init__(self, line: Line, ask: Ask, *, wait_s: float) -> None:
+        """Where the ask names no deadline, its ending is expected within `wait_s`."""
+        self._line = line
+        self.ask = ask
+        self._allowed_s = ask.request.deadline_ms / 1000 if ask.request.deadline_ms else wait_s
+        self._is_ours = ask.is_new
+        self._has_ended = False
+
+    @asynccontextmanager
+    async def pieces(self) -> AsyncIterator[AsyncGenerator[Piece]]:
+        """Put the ask to the sidecars, and give its answer to the ending; one that is not streamed has only that.
+
+        Raises:
+            RequestError: it is refused, or nobody is there to take it; and among the pieces, where none comes any more.
+        """
+        async with following(self._line, self.ask.id) as follower:
+            await self._put()
+            async with aclosing(self._to_the_ending(follower.pieces(self._allowed_s + GRACE_S))) as pieces:
+                yield pieces
+
+    async def final(self) -> FinalReply:
+        """The whole answer.
+
+        Raises:
+            RequestError: it is refused, or ended without one.
+        """
+        async with self.pieces() as pieces:
+            async for piece in pieces:
+                if piece.event is ReplyEvent.FINAL:
+                    return FinalReply.model_validate_json(piece.body)
+                if piece.event is ReplyEvent.ERROR:
+                    raise refusal(piece.body)
+        raise AssertionError("the pieces end with an ending")
+
+    async def abandon(self) -> None:
+        """Its client has gone: stop the request, unless it is to go on, or was another ask's before."""
+        if self._is_ours and not self.ask.detached and not self._has_ended:
+            with suppress(RequestError):  # the broker is away; then the deadline ends it
+                await cancel(self._line, self.ask.id)
+
+    async def _put(self) -> None:
+        ask = self.ask
+        headers = {"Nats-Msg-Id": ask.id, "Reply-To": subjects.reply(ask.id)}
+        body = encode_request(ask.request)
+        answer = await self._line.ask(subjects.ask(ask.priority), body, headers, within_s=ACCEPTED_WITHIN_S)
+        if (answer.headers or {}).get("Sidecar-Event") == ReplyEvent.ERROR:
+            self._has_ended = True
+            raise refusal(answer.data)
+        self._is_ours = not orjson.loads(answer.data).get("duplicate", False)
+
+    async def _to_the_ending(self, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                self._has_ended = piece.is_ending
+                yield piece
+                if piece.is_ending:
+                    return
+        raise NoAnswer(self._allowed_s)
+
+
+def refusal(body: bytes) -> RequestError:
+    """The error that an error's body tells of."""
+    try:
+        error = ErrorReply.model_validate_json(body).error
+    except ValidationError:
+        log.error("an error that cannot be read", body=repr(body[:200]))
+        return RequestError(ErrorType.INTERNAL, "the sidecar failed at this; its log says why")
+    return RequestError(error.type, error.message, retry_after_s=error.retry_after_s)
+
+
+async def cancel(line: Line, request_id: str) -> None:
+    """Stop a request wherever it is; one that has ended stays as it is. Raises `BrokerAway`."""
+    await line.publish(subjects.cancel(request_id))

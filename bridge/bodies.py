@@ -1,0 +1,110 @@
+"""Bodies in and out: bounded reading, and the bridge's own form of answers and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+
+from bridge.client_gone import ClientGone
+from processor.errors import ErrorType, RequestError
+from processor.messages import MAX_BODY_BYTES
+from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
+
+BODY_WITHIN_S = 30.0
+"""For a whole body to arrive."""
+REQUEST_ID_HEADER = "X-Sidecar-Request-Id"
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, never more of it than a request may have.
+
+    Raises:
+        RequestError: `too_large`, before all of it was read; `invalid_request` where it does not come to its end
+            within `BODY_WITHIN_S`.
+        ClientGone: the client has gone.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
+        raise _too_large()
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > MAX_BODY_BYTES:
+                    raise _too_large()
+                body += chunk
+    except TimeoutError:
+        raise RequestError(ErrorType.INVALID_REQUEST, f"the body did not arrive within {BODY_WITHIN_S:g} s") from None
+    except ClientDisconnect:
+        raise ClientGone from None
+    return bytes(body)
+
+
+def _too_large() -> RequestError:
+    return RequestError(ErrorType.TOO_LARGE, f"the body has more than {MAX_BODY_BYTES} bytes")
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises RequestError."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(ErrorType.INVALID_REQUEST, f"body: not JSON: {error}"[:300]) from None
+    if not isinstance(fields, dict):
+        raise RequestError(ErrorType.INVALID_REQUEST, "body: it has to be a JSON object")
+    return fields
+
+
+def json_response(fields: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`fields` as JSON; bytes are JSON already."""
+    body = fields if isinstance(fields, bytes) else orjson.dumps(fields)
+    return Response(body, status, headers=headers, media_type="application/json")
+
+
+def reply_headers(reply: FinalReply) -> dict[str, str]:
+    """What answered, why, and what it cost."""
+    return {
+        REQUEST_ID_HEADER: header_text(reply.id),
+        "X-Sidecar-Model": header_text(reply.model),
+        "X-Sidecar-Provider": header_text(reply.provider),
+        "X-Sidecar-Cost-Usd": f"{reply.cost_usd:f}",
+        "X-Sidecar-Route": header_text(reply.route.reason),
+        "X-Sidecar-Cached": str(reply.cached).lower(),
+        "X-Sidecar-Attempts": str(reply.attempts),
+    }
+
+
+def header_text(text: str, limit: int = 500) -> str:
+    """Any text as the value of a header: one line of printable ASCII."""
+    line = " ".join(text.split()).encode("ascii", "replace").decode()
+    return "".join(c if " " <= c <= "~" else "?" for c in line)[:limit]
+
+
+def retry_headers(error: RequestError) -> dict[str, str]:
+    """Retry-After in whole seconds, where the error says when."""
+    return {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+
+
+def error_response(
+    error: RequestError, status: int | None = None, headers: Mapping[str, str] | None = None, *, request_id: str = ""
+) -> Response:
+    """An error in the contract's own form."""
+    shown = {REQUEST_ID_HEADER: header_text(request_id)} if request_id else {}
+    return Response(
+        error_body(error, request_id),
+        status or error.type.code,
+        headers=retry_headers(error) | shown | dict(headers or {}),
+        media_type="application/json",
+    )
+
+
+def error_body(error: RequestError, request_id: str = "") -> bytes:
+    """An error as JSON, as it is in a stream too."""
+    body = ErrorBody(type=error.type, message=error.message, request_id=request_id, retry_after_s=error.retry_after_s)
+    return ErrorReply(error=body).model_dump_json().encode()
