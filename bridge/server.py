@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -29,6 +30,8 @@ class _Server(uvicorn.Server):
 
 class _Told(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return  # at the end of the grace, which is told of in a line of its own
         log.log(record.levelno, record.getMessage(), logger=record.name)
 
 

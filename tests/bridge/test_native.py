@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import nats
 import orjson
 import pytest
 from nats.aio.client import Client
@@ -15,12 +17,14 @@ from nats.aio.msg import Msg
 
 from bridge import follow, sse
 from processor import subjects
+from processor.broker import contract_dir
+from processor.provision import provision
 from processor.subjects import Priority
 from providers.base import Finished, FinishReason, Opened, TextDelta, Usage
 from providers.errors import Overloaded
 from providers.scripted import Pause, ScriptedProvider
-from tests.bridge.edge import Edge, Event, bridging, events
-from tests.conftest import StartProcessor
+from tests.bridge.edge import Edge, Event, bridging, events, our_broker
+from tests.conftest import StartProcessor, nats_server, running_processor
 from tests.talk import all_audit_events, body, listen, stored
 from tests.wait import wait_until
 
@@ -236,6 +240,43 @@ async def test_a_silent_stream_is_kept_warm(edge: Edge, start: StartProcessor, m
     async with edge.client.post("/api/chat", data=body(stream=True)) as response:
         assert response.status == 200
         assert await response.content.readline() == b": \n"
+
+
+async def test_a_bridge_that_stops_leaves_requests_running(nats_url: str, edge: Edge, start: StartProcessor) -> None:
+    vendor = slow(words=30)
+    await start({"anthropic": vendor})
+    async with (
+        bridging(nats_url, shutdown_grace=0) as stopped,
+        stopped.client.post("/api/chat", data=body(stream=True)) as response,
+    ):
+        request_id = (await anext(events(response))).data["id"]
+        stopped.stopping.set()
+        await wait_until(stopped.serving.done)
+    assert (await attached(edge, request_id))[-1].name == "final"
+    assert (vendor.calls, vendor.cancelled) == (1, 0)
+
+
+async def test_a_stream_outlives_its_broker(tmp_path: Path) -> None:
+    vendor = slow(words=60)
+    with ExitStack() as brokers:
+        url = brokers.enter_context(nats_server(tmp_path))
+        client = await nats.connect(url)
+        await provision(client, contract_dir())
+        await client.close()
+        async with (
+            running_processor(url, {"anthropic": vendor}),
+            bridging(url) as edge,
+            edge.client.post("/api/chat", data=body(stream=True)) as response,
+        ):
+            seen = events(response)
+            await anext(seen)
+            broker = our_broker()
+            broker.kill()
+            broker.wait()
+            brokers.enter_context(nats_server(tmp_path, int(url.rpartition(":")[2])))
+            last = [event async for event in seen][-1]
+            assert last.name == "final"
+            assert last.data["response"].split() == [str(n) for n in range(60)]
 
 
 # --- re-attaching ---------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from typing import Any
 
 import nats
 import orjson
-import psutil
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -21,7 +20,7 @@ from structlog.testing import capture_logs
 from bridge import app, bodies
 from processor.messages import MAX_BODY_BYTES
 from providers.scripted import ScriptedProvider
-from tests.bridge.edge import Edge, bridging, listen
+from tests.bridge.edge import Edge, bridging, listen, our_broker
 from tests.conftest import StartProcessor, nats_server
 from tests.talk import body
 from tests.wait import wait_until
@@ -242,11 +241,6 @@ async def refused_within(seconds: float, edge: Edge) -> None:
     assert time.monotonic() - before < seconds
     assert (status, fields["error"]["type"]) == (503, "unavailable")
     assert "broker" in fields["error"]["message"]
-
-
-def our_broker() -> psutil.Process:
-    """The one that was started last: another may serve the session."""
-    return max(psutil.Process().children(), key=lambda child: (child.create_time(), child.pid))
 
 
 def answering(reply: bytes, headers: dict[str, str] | None = None) -> Any:
