@@ -110,7 +110,7 @@ class Run:
         raise AssertionError("the pieces end with an ending")
 
     async def abandon(self) -> None:
-        """Its client has gone: stop the request, unless it is to go on, or was another ask's before."""
+        """Nobody waits for it any more: stop the request, unless it is to go on, or was another ask's before."""
         if self._is_ours and not self.ask.detached and not self._has_ended:
             with suppress(RequestError):  # the broker is away; then the deadline ends it
                 await cancel(self._line, self.ask.id)
@@ -119,7 +119,11 @@ class Run:
         ask = self.ask
         headers = {"Nats-Msg-Id": ask.id, "Reply-To": subjects.reply(ask.id)}
         body = encode_request(ask.request)
-        answer = await self._line.ask(subjects.ask(ask.priority), body, headers, within_s=ACCEPTED_WITHIN_S)
+        try:
+            answer = await self._line.ask(subjects.ask(ask.priority), body, headers, within_s=ACCEPTED_WITHIN_S)
+        except NoAnswer:  # it may be kept all the same
+            await self.abandon()
+            raise
         if (answer.headers or {}).get("Sidecar-Event") == ReplyEvent.ERROR:
             self._has_ended = True
             raise refusal(answer.data)
@@ -132,7 +136,12 @@ class Run:
                 yield piece
                 if piece.is_ending:
                     return
+        await self.abandon()  # its client is told that it has failed
         raise NoAnswer(self._allowed_s)
+
+
+class Refused(RequestError):
+    """The ending of a request that has no answer, in a sidecar's words."""
 
 
 def refusal(body: bytes) -> RequestError:
@@ -141,8 +150,8 @@ def refusal(body: bytes) -> RequestError:
         error = ErrorReply.model_validate_json(body).error
     except ValidationError:
         log.error("an error that cannot be read", body=repr(body[:200]))
-        return RequestError(ErrorType.INTERNAL, "the sidecar failed at this; its log says why")
-    return RequestError(error.type, error.message, retry_after_s=error.retry_after_s)
+        return Refused(ErrorType.INTERNAL, "the sidecar failed at this; its log says why")
+    return Refused(error.type, error.message, retry_after_s=error.retry_after_s)
 
 
 async def cancel(line: Line, request_id: str) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from bridge.asking import Ask, Run, cancel, refusal
+from bridge.asking import Ask, Refused, Run, cancel, refusal
 from bridge.bodies import (
     REQUEST_ID_HEADER,
     decode_object,
@@ -52,7 +52,8 @@ def native(line: Line, *, wait_s: float) -> APIRouter:
         run = Run(line, Ask.of(steer, asked, caller(request)), wait_s=wait_s)
         if asked.stream:
             shown = {REQUEST_ID_HEADER: run.ask.id}
-            return EventStream(_events(run), on_gone=run.abandon, failed=_failed(run), headers=shown)
+            late = _late(run.ask.id)
+            return EventStream(_events(run), on_gone=run.abandon, failed=_failed(run), late=late, headers=shown)
         return await answered(request, run)
 
     @router.get("/requests/{request_id}")
@@ -81,7 +82,8 @@ def native(line: Line, *, wait_s: float) -> APIRouter:
         if found.ending is not None and str(after) == _mark_of(found.ending):
             return Response(status_code=NOTHING_MORE)
         shown = {REQUEST_ID_HEADER: request_id}
-        return EventStream(_attached(line, request_id, after), on_gone=_let_go, failed=error_response, headers=shown)
+        chunks, late = _attached(line, request_id, after), _late(request_id)
+        return EventStream(chunks, on_gone=_let_go, failed=error_response, late=late, headers=shown)
 
     @router.delete("/requests/{request_id}")
     async def stop(request: Request, request_id: str) -> Response:
@@ -134,40 +136,33 @@ def _failed(run: Run) -> Callable[[RequestError], Response]:
 
 async def _events(run: Run) -> AsyncGenerator[bytes]:
     """An ask's answer as events. Raises RequestError where it is an error before anything else."""
+    begun = False
     async with run.pieces() as pieces:
-        begun = False
-        try:
-            async for piece in pieces:
-                if not begun and piece.event is ReplyEvent.ERROR:
-                    raise refusal(piece.body)
-                begun = True
-                yield _event(piece)
-        except RequestError as error:
-            if not begun:
-                raise
-            yield _broken_off(error, run.ask.id)
+        async for piece in pieces:
+            if not begun and piece.event is ReplyEvent.ERROR:
+                raise refusal(piece.body)
+            begun = True
+            yield _event(piece)
 
 
 async def _attached(line: Line, request_id: str, after: Mark) -> AsyncGenerator[bytes]:
     async with following(line, request_id, after) as follower, aclosing(follower.pieces()) as pieces:
-        begun = False
-        try:
-            async for piece in pieces:
-                begun = True
-                yield _event(piece)
-        except RequestError as error:
-            if not begun:
-                raise
-            yield _broken_off(error, request_id)
+        async for piece in pieces:
+            yield _event(piece)
 
 
 def _event(piece: Piece) -> bytes:
     return event(piece.body, name=piece.event, id=str(piece.mark))
 
 
-def _broken_off(error: RequestError, request_id: str) -> bytes:
-    """Not the request's ending, and so without an id: who re-attaches after the last one misses nothing."""
-    return event(error_body(error, request_id), name="broken")
+def _late(request_id: str) -> Callable[[RequestError], bytes]:
+    """An error in a stream that has begun; `broken` where the request goes on, so that it can be re-attached."""
+
+    def event_of(error: RequestError) -> bytes:
+        name = ReplyEvent.ERROR if isinstance(error, Refused) else "broken"
+        return event(error_body(error, request_id), name=name)
+
+    return event_of
 
 
 async def _let_go() -> None:

@@ -38,13 +38,16 @@ class EventStream(Response):
         *,
         on_gone: Callable[[], Awaitable[None]],
         failed: Callable[[RequestError], Response],
+        late: Callable[[RequestError], bytes] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`chunks` are sent as they are; `failed` gives the answer to a RequestError that comes before the first."""
+        """`chunks` are sent as they are. A RequestError among them is the end: where nothing has been sent it becomes
+        the answer that `failed` gives, else the chunk that `late` gives."""
         super().__init__()
         self._chunks = chunks
         self._on_gone = on_gone
         self._failed = failed
+        self._late = late
         self._said = HEADERS | dict(headers or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,10 +76,11 @@ class EventStream(Response):
                 async for chunk in chunks:
                     await out.write(chunk)
             except RequestError as error:
-                if out.has_begun:
+                if await out.fail(self._failed(error)):
+                    return
+                if self._late is None:
                     raise
-                await self._failed(error)(out.scope, out.receive, out.send)
-                return
+                await out.write(self._late(error))
         await out.end()
 
 
@@ -84,13 +88,14 @@ class _Out:
     """The connection to the client: one message after the other."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
-        self.scope = scope
-        self.receive = receive
+        self._scope = scope
+        self._receive = receive
         self._send = send
         self._headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         self._sending = asyncio.Lock()
         self._sent_at = asyncio.get_running_loop().time()
         self.has_begun = False
+        self._has_ended = False
 
     async def send(self, message: Message) -> None:
         """Raises ClientGone where the client takes nothing."""
@@ -103,13 +108,25 @@ class _Out:
 
     async def write(self, chunk: bytes) -> None:
         async with self._sending:
+            if self._has_ended:  # a heartbeat that was waiting
+                return
             if not self.has_begun:
                 self.has_begun = True
                 await self.send({"type": "http.response.start", "status": 200, "headers": self._headers})
             await self.send({"type": "http.response.body", "body": chunk, "more_body": True})
 
+    async def fail(self, response: Response) -> bool:
+        """Answer with `response`, unless something was sent before."""
+        async with self._sending:
+            if self.has_begun:
+                return False
+            self.has_begun = self._has_ended = True
+            await response(self._scope, self._receive, self.send)
+            return True
+
     async def end(self) -> None:
         async with self._sending:
+            self._has_ended = True
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def keep_warm(self) -> None:

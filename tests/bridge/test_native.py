@@ -21,7 +21,7 @@ from processor.broker import contract_dir
 from processor.provision import provision
 from processor.subjects import Priority
 from providers.base import Finished, FinishReason, Opened, TextDelta, Usage
-from providers.errors import Overloaded
+from providers.errors import InvalidPrompt, Overloaded
 from providers.scripted import Pause, ScriptedProvider
 from tests.bridge.edge import Edge, Event, bridging, events, our_broker
 from tests.conftest import StartProcessor, nats_server, running_processor
@@ -277,6 +277,16 @@ async def test_a_stream_outlives_its_broker(tmp_path: Path) -> None:
             last = [event async for event in seen][-1]
             assert last.name == "final"
             assert last.data["response"].split() == [str(n) for n in range(60)]
+
+
+async def test_a_request_that_fails_late_says_so_in_its_stream(
+    edge: Edge, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat has begun the answer before there is an error: it is too late for a status."""
+    monkeypatch.setattr(sse, "HEARTBEAT_S", 0.05)
+    await start({"anthropic": ScriptedProvider([Pause(0.3), InvalidPrompt("no")])})
+    last = (await streamed(edge, body(stream=True)))[-1]
+    assert (last.name, last.data["error"]["type"]) == ("error", "invalid_request")
 
 
 # --- re-attaching ---------------------------------------------------------------------------
