@@ -14,6 +14,7 @@ from bridge.client_gone import ClientGone
 from bridge.forms import error_form
 from bridge.line import Line
 from bridge.native import native
+from bridge.openai_routes import openai
 from processor.config import Settings
 from processor.errors import ErrorType, RequestError
 from processor.messages import decode_request
@@ -32,6 +33,7 @@ def create_app(line: Line, settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.include_router(native(line, wait_s=settings.request_timeout))
+    app.include_router(openai(line))
 
     @app.get("/health")
     async def health() -> Response:

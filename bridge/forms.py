@@ -8,6 +8,7 @@ from typing import Protocol
 from fastapi import Response
 
 from bridge.bodies import error_response
+from bridge.openai_routes import error_response as openai_error
 from processor.errors import RequestError
 
 
@@ -19,7 +20,7 @@ class ErrorForm(Protocol):
     ) -> Response: ...
 
 
-_FORMS: tuple[tuple[str, ErrorForm], ...] = ()
+_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/v1/", openai_error),)
 """Beginnings of paths, the longest first; every other path has the bridge's own form."""
 
 
