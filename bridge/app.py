@@ -13,8 +13,12 @@ from bridge.bodies import json_response, read_body
 from bridge.client_gone import ClientGone
 from bridge.forms import error_form
 from bridge.line import Line
+from bridge.live import Authenticate, live
 from bridge.native import native
+from bridge.observing import observing
 from bridge.openai_routes import openai
+from bridge.snapshot import Collector
+from bridge.traffic import Counting, Traffic
 from processor.config import Settings
 from processor.errors import ErrorType, RequestError
 from processor.messages import decode_request
@@ -25,15 +29,21 @@ _SERVICE_ERROR = "Nats-Service-Error-Code"
 log = structlog.get_logger(__name__)
 
 
-def create_app(line: Line, settings: Settings) -> FastAPI:
-    """The application; it keeps nothing between two requests."""
+def create_app(
+    line: Line, settings: Settings, collector: Collector, authenticate: Authenticate | None = None
+) -> FastAPI:
+    """The application; it keeps nothing between two requests. With `authenticate`, who watches `/ws` needs a key."""
+    traffic = Traffic()
     app = FastAPI(title="CKCIAS Sidecar", openapi_url=None, redirect_slashes=False)
     app.add_middleware(_Edge)
+    app.add_middleware(Counting, traffic=traffic)
     app.add_exception_handler(HTTPException, _not_served)
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.include_router(native(line, wait_s=settings.request_timeout))
     app.include_router(openai(line))
+    app.include_router(observing(collector, traffic, enabled=settings.enable_metrics))
+    app.include_router(live(collector, traffic, authenticate))
 
     @app.get("/health")
     async def health() -> Response:

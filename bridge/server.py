@@ -13,10 +13,14 @@ import uvicorn
 
 from bridge.app import create_app
 from bridge.line import Line
+from bridge.snapshot import Collector
+from bridge.websocket import ImpatientProtocol
 from processor.config import Settings
 
 IDLE_S = 75
 """How long a connection without a request is kept: longer than a proxy in front keeps its own."""
+MAX_MESSAGE_BYTES = 4096
+"""Of what a watcher says: it only ever sends its key."""
 
 log = structlog.get_logger(__name__)
 
@@ -35,12 +39,14 @@ class _Told(logging.Handler):
         log.log(record.levelno, record.getMessage(), logger=record.name)
 
 
-def server(line: Line, settings: Settings) -> uvicorn.Server:
+def server(line: Line, settings: Settings, collector: Collector) -> uvicorn.Server:
     """A server of `create_app`; it is given its socket when it serves."""
     config = uvicorn.Config(
-        create_app(line, settings),
+        create_app(line, settings, collector),
         http="httptools",
-        ws="none",
+        ws=ImpatientProtocol,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
         lifespan="off",
         interface="asgi3",
         access_log=False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bridge.line import connected
+from bridge.snapshot import Collector
 from processor.config import Settings
 from processor.exits import Exit, Fatal
 
@@ -59,9 +60,12 @@ class Bridge:
         # The framework takes a fifth of a second to import, in which a processor in this loop goes on.
         server_module = await asyncio.to_thread(importlib.import_module, "bridge.server")
         async with connected(self._settings, nats_url) as line:
-            server: uvicorn.Server = server_module.server(line, self._settings)
+            collector = Collector(line)
+            server: uvicorn.Server = server_module.server(line, self._settings, collector)
             async with asyncio.TaskGroup() as tasks:
-                background = [tasks.create_task(line.keep()), tasks.create_task(_end(server, stopping))]
+                background = [
+                    tasks.create_task(work) for work in (line.keep(), collector.run(), _end(server, stopping))
+                ]
                 serving = tasks.create_task(server.serve([self._listener]))
                 on_ready(self.url)
                 await serving

@@ -22,6 +22,7 @@ from processor.estimate import Learned
 from processor.health import Health, Ticket
 from processor.limits import Limits, Reservation
 from processor.messages import Request
+from processor.metrics import Metrics
 from processor.prefixes import Prefixes
 from processor.prompts import build_prompt
 from processor.replies import Outbox
@@ -52,6 +53,10 @@ class Tally:
     cost_usd: Decimal = Decimal(0)
     estimated: bool = False
     complete: Attempt | None = None
+    model: str | None = None
+    """The catalog's name of the model that was called last."""
+    under_way: int = 0
+    """Calls that are out: two where they race."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +103,7 @@ class Attempts:
         learned: Learned,
         prefixes: Prefixes,
         spending: Spending,
+        metrics: Metrics,
         clocks: Clocks,
         whole_answer_s: float,
     ) -> None:
@@ -109,6 +115,7 @@ class Attempts:
         self._learned = learned
         self._prefixes = prefixes
         self._spending = spending
+        self._metrics = metrics
         self._clocks = clocks
         self._whole_clocks = replace(clocks, first_token_s=whole_answer_s)
 
@@ -121,6 +128,8 @@ class Attempts:
             ProviderError: there is no complete answer; the record of that is written.
         """
         model, run.begun, seen = run.candidate.model, True, run.transcript
+        tally.model = model.alias
+        tally.under_way += 1
         try:
             prefix = self._prefixes.of(request, model.id, run.base_tokens)
             prompt = build_prompt(
@@ -136,6 +145,8 @@ class Attempts:
             self._give_up(run, error, settled[0])
             self._audit.write_soon(self._record(run, request, tally, common, settled, _failure(error)))
             raise
+        finally:
+            tally.under_way -= 1
         self._settle(run, streamed=outbox.stream)
         self._prefixes.answered(prefix)
         self._health.succeeded(model, run.ticket)
@@ -218,7 +229,7 @@ class Attempts:
         tally.cost_usd += run.cost_usd
         tally.estimated |= run.estimated
         self._spending.settle(run.hold, run.cost_usd)
-        return Attempt(
+        record = Attempt(
             **common,
             attempt=run.number,
             model=run.candidate.name,
@@ -237,6 +248,8 @@ class Attempts:
             hold=run.hold,
             error=error,
         )
+        self._metrics.called(record, ended)
+        return record
 
 
 async def _next(events: AsyncGenerator[Event]) -> Event | None:

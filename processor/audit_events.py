@@ -105,6 +105,14 @@ class AuditUsage(BaseModel):
     output_thinking: int
     raw: dict[str, Any]
 
+    @property
+    def input_tokens(self) -> int:
+        return self.input_fresh + self.cache_read + self.cache_write_5m + self.cache_write_1h + self.tool_input
+
+    @property
+    def output_tokens(self) -> int:
+        return self.output_visible + self.output_thinking
+
 
 class AuditError(BaseModel):
     model_config = ConfigDict(frozen=True)

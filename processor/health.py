@@ -139,6 +139,11 @@ class Health:
         """Another replica's breaker has opened."""
         self._tell(place, Hinted(open_s), "another replica found it broken", listeners=False)
 
+    def standing(self, place: Place) -> tuple[BreakerState, float]:
+        """A breaker's state, and in how many seconds a call may start; it is closed where nobody was called."""
+        breaker = self._breaker(place)
+        return breaker.state, breaker.ready_in(self.now())
+
     def states(self) -> Iterator[tuple[Place, BreakerState]]:
         return ((place, breaker.state) for place, breaker in self._breakers.items())
 

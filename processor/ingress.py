@@ -19,6 +19,7 @@ from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable, PubAck, StoredMessage
 from processor.messages import Request, asks_for_stream, decode_request
+from processor.metrics import Metrics
 from processor.replies import Ending, Probes, Replies
 from processor.subjects import Priority
 from processor.tasks import OwnedTasks
@@ -67,7 +68,7 @@ def read_ask(msg: Msg, headers: Mapping[str, str], request_id: str, prefixes: tu
     """
     named = reply_subject(request_id, headers, prefixes)
     return Ask(
-        priority=Priority(msg.subject.rpartition(".")[2]),
+        priority=_lane(msg),
         request_id=request_id,
         fresh=named_id(headers) is None,
         request=decode_request(msg.data),
@@ -76,6 +77,10 @@ def read_ask(msg: Msg, headers: Mapping[str, str], request_id: str, prefixes: tu
         detached=named is not None,
         trace={k: headers[k] for k in _KEPT_HEADERS if k in headers},
     )
+
+
+def _lane(msg: Msg) -> Priority:
+    return Priority(msg.subject.rpartition(".")[2])
 
 
 class Ingress:
@@ -88,6 +93,7 @@ class Ingress:
         probes: Probes,
         backlog: Backlog,
         withdrawals: Withdrawals,
+        metrics: Metrics,
         *,
         timeout_s: float,
         prefixes: tuple[str, ...],
@@ -95,6 +101,7 @@ class Ingress:
         self._bus = bus
         self._backlog = backlog
         self._withdrawals = withdrawals
+        self._metrics = metrics
         self._replies = replies
         self._probes = probes
         self._timeout_s = timeout_s
@@ -232,6 +239,7 @@ class Ingress:
             await self._bus.publish(msg.reply, orjson.dumps(fields))
 
     async def _refuse(self, msg: Msg, request_id: str, error: RequestError) -> None:
+        self._metrics.refused(_lane(msg), error.type)
         if not msg.reply:
             log.warning("ask refused, and nobody to tell", error=error.message)
             return

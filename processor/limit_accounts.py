@@ -142,7 +142,7 @@ class Account:
                 tally.add([e for e in entries if e.amount > 0] if other in self.unsure else entries)
         self.unsure.clear()
 
-    def _recent_sums(self, now_ms: int) -> Mapping[tuple[Scope, Metric], int]:
+    def recent_sums(self, now_ms: int) -> Mapping[tuple[Scope, Metric], int]:
         """What this replica took of each limit in its window, at most `ROOM_S` old: there are thousands of slots."""
         now = time.monotonic()
         if now - self._summed >= ROOM_S:
@@ -159,7 +159,7 @@ class Account:
         if (held is not None and held[0] > now) or self.full.get(scope, 0.0) > now:
             return 0.0
         if limits:
-            sums = self._recent_sums(now_ms)
+            sums = self.recent_sums(now_ms)
             for metric, limit in limits.items():
                 free = min(free, 1 - sums.get((scope, metric), 0) / max(1.0, limit * share))
         for word in self.told.get(scope, {}).values():

@@ -28,6 +28,7 @@ from processor.bucket import (
     Op,
     Record,
     Result,
+    Scope,
     Settle,
     Told,
 )
@@ -173,6 +174,12 @@ class Limits:
                 return 0.0
             free = min(free, account.room(scope, limits, self._share, now_ms))
         return None if math.isinf(free) else min(1.0, max(0.0, free))
+
+    def used(self, provider: str, scope: Scope, table: LimitsTable | None) -> dict[Metric, tuple[int, int]]:
+        """Of each limit that `table` sets in the scope, what this replica took in its window, and the limit."""
+        sums = self._account(provider).recent_sums(round(self._clock() * 1000))
+        limits = {} if table is None else _limits(table)
+        return {metric: (max(0, sums.get((scope, metric), 0)), limit) for metric, limit in limits.items()}
 
     async def close(self) -> None:
         """Write what was told, for at most `CLOSE_S` seconds, and end all tasks."""

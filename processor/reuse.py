@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from processor.alerts import Alerts
 from processor.audit_events import Attempt
-from processor.cache_stores import CacheStore
+from processor.cache_stores import CacheStore, FallbackCache, MemoryCache, RedisCache
+from processor.config import Settings
 from processor.fingerprint import (
     CacheFigures,
     cache_use,
@@ -18,11 +21,14 @@ from processor.fingerprint import (
     may_enter,
 )
 from processor.flights import Flight, Flights
-from processor.leases import Leases
+from processor.leases import Leases, RedisLeases
 from processor.messages import Request
 from processor.reply_bodies import FinalReply
 from processor.subjects import Priority
 from processor.tasks import OwnedTasks
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 CRITICAL = ":critical"
 
@@ -140,3 +146,21 @@ class Reuse:
         if self._leases is not None:
             await self._leases.close()
         await self._cache.close()
+
+
+def configured_reuse(settings: Settings, redis: Redis | None, alerts: Alerts) -> Reuse:
+    """As the settings mean it: answers are kept in Redis where there is one, else in this process."""
+    most, ttl_s = settings.cache_max_size, settings.cache_ttl
+    cache: CacheStore = MemoryCache(most, ttl_s)
+    leases: Leases | None = None
+    if redis is not None:
+        shared = FallbackCache(
+            RedisCache(redis, most, ttl_s),
+            MemoryCache(most, ttl_s),
+            on_degraded=lambda why: alerts.tell("warning", "cache", why),
+            on_recovered=lambda what: alerts.tell("info", "cache recovered", what),
+        )
+        cache = shared
+        if most:  # else no other replica could have the answer it has waited for
+            leases = RedisLeases(redis, is_shared=lambda: shared.is_shared)
+    return Reuse(cache, leases, enabled=settings.enable_cache, sampled=settings.cache_sampled)

@@ -27,7 +27,6 @@ from processor.bookkeeper import Bookkeeper
 from processor.broker import contract_dir
 from processor.budgets import configured as configured_budgets
 from processor.bus import Bus
-from processor.cache_stores import CacheStore, FallbackCache, MemoryCache, RedisCache
 from processor.catalog import Catalog, CatalogError, UnknownModel, load_catalog
 from processor.clocks import Clocks
 from processor.config import Settings
@@ -36,16 +35,17 @@ from processor.estimate import Learned
 from processor.health import Health
 from processor.hints import Hints
 from processor.ingress import Ingress
+from processor.introspection import MAX_LISTED, Vendors, in_flight
 from processor.lanes import Lanes
-from processor.leases import Leases, RedisLeases
 from processor.ledger import Ledger
 from processor.limit_stores import LimitStore, NatsStore, RedisStore, steady_clock
 from processor.limits import Limits
 from processor.lookout import Lookout
+from processor.metrics import Metrics
 from processor.prefixes import Prefixes
 from processor.provision import provision
 from processor.replies import Probes, Replies
-from processor.reuse import Reuse
+from processor.reuse import configured_reuse
 from processor.schedule import Schedule
 from processor.slots import Slots
 from processor.spending import Spending
@@ -145,6 +145,7 @@ class Processor:
         self._replica = replica
         self._stopping = asyncio.Event()
         self._audit = AuditLog(bus)
+        self._metrics = Metrics(enabled=settings.enable_metrics)
         self._probes = Probes(bus)
         hook = settings.alert_webhook
         self._alerts = Alerts(bus, replica, Webhook(hook.get_secret_value()) if hook else None)
@@ -167,6 +168,7 @@ class Processor:
         self._health = Health()
         self._hints = Hints(bus, catalog, self._health, self._alerts, replica)
         self._learned = Learned()
+        self._vendors = Vendors(catalog, self._health, self.limits, self._learned, providers.keys())
         self._lookout = Lookout(
             catalog,
             self._learned,
@@ -177,7 +179,7 @@ class Processor:
             by_quality=not settings.cost_optimization,
             thrifty=self.spending.is_nearly_used,
         )
-        self._reuse = self._reused()
+        self._reuse = configured_reuse(settings, self._redis, self._alerts)
         schedule = Schedule.of(settings.lane_weights)
         self._admission = Admission(
             catalog,
@@ -190,7 +192,9 @@ class Processor:
         )
         replies, prefixes = Replies(bus), settings.reply_prefixes
         self._backlog = Backlog(bus)
-        self._withdrawals = Withdrawals(bus, replies, self._probes, self._audit, replica=replica, prefixes=prefixes)
+        self._withdrawals = Withdrawals(
+            bus, replies, self._probes, self._audit, self._metrics, replica=replica, prefixes=prefixes
+        )
         self._worker = Worker(
             bus,
             self._lanes,
@@ -199,6 +203,7 @@ class Processor:
             Slots(settings.max_workers, settings.critical_workers, schedule),
             self._audit,
             self._probes,
+            self._metrics,
             replica=replica,
             on_ended=self._withdrawals.forget,
             prefixes=prefixes,
@@ -210,26 +215,10 @@ class Processor:
             self._probes,
             self._backlog,
             self._withdrawals,
+            self._metrics,
             timeout_s=settings.request_timeout,
             prefixes=prefixes,
         )
-
-    def _reused(self) -> Reuse:
-        """The cache of answers: in Redis where there is one, else in this process."""
-        settings = self._settings
-        cache: CacheStore = MemoryCache(settings.cache_max_size, settings.cache_ttl)
-        leases: Leases | None = None
-        if self._redis is not None:
-            shared = FallbackCache(
-                RedisCache(self._redis, settings.cache_max_size, settings.cache_ttl),
-                MemoryCache(settings.cache_max_size, settings.cache_ttl),
-                on_degraded=lambda why: self._alerts.tell("warning", "cache", why),
-                on_recovered=lambda what: self._alerts.tell("info", "cache recovered", what),
-            )
-            cache = shared
-            if settings.cache_max_size:  # else no other replica could have the answer it has waited for
-                leases = RedisLeases(self._redis, is_shared=lambda: shared.is_shared)
-        return Reuse(cache, leases, enabled=settings.enable_cache, sampled=settings.cache_sampled)
 
     def _answerer(self) -> Answerer:
         settings, learned = self._settings, self._learned
@@ -248,6 +237,7 @@ class Processor:
             learned,
             Prefixes(time.monotonic),
             self.spending,
+            self._metrics,
             clocks,
             whole_answer_s=max(settings.read_timeout, settings.first_token_timeout),
         )
@@ -280,6 +270,18 @@ class Processor:
             "tasks": len(asyncio.all_tasks()),
             "cache": self._reuse.figures.shown(),
             "budgets": self.spending.used(),
+        }
+
+    def figures(self, most_listed: int = MAX_LISTED) -> dict[str, Any]:
+        """`load`, with at most so many requests in flight listed, how vendors stand, and what was counted, if it was.
+
+        It grows with the catalog and the list alone.
+        """
+        running, held = self._worker.running, self._lanes.held
+        return self.load() | {
+            "in_flight": in_flight(running, held, datetime.now(UTC), most_listed),
+            "providers": self._vendors.shown(),
+            "metrics": self._metrics.shown(time.monotonic()),
         }
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -328,6 +330,8 @@ class Processor:
                 self._providers.keys(),
                 self._replica,
                 self.load,
+                self.figures,
+                self._vendors.outlook,
                 self._lookout.route,
                 self._budgets,
             )

@@ -109,8 +109,8 @@ def _amounts(entry: AuditEntry) -> Iterator[tuple[Cell, int]]:
                 Unit.ESTIMATED: cost if entry.cost_estimated else 0,
                 Unit.CALLS: 1,
                 Unit.FAILED: int(entry.error is not None),
-                Unit.INPUT: usage.input_fresh + usage.cache_read + cache_write + usage.tool_input,
-                Unit.OUTPUT: usage.output_visible + usage.output_thinking,
+                Unit.INPUT: usage.input_tokens,
+                Unit.OUTPUT: usage.output_tokens,
                 Unit.CACHE_READ: usage.cache_read,
                 Unit.CACHE_WRITE: cache_write,
             }

@@ -19,6 +19,7 @@ from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage
 from processor.messages import asks_for_stream, tenant_of
+from processor.metrics import Metrics
 from processor.replies import Ending, Probes, Replies
 from processor.subjects import AuditEvent, Priority
 from processor.tasks import OwnedTasks
@@ -43,6 +44,7 @@ class Withdrawals:
         replies: Replies,
         probes: Probes,
         audit: AuditLog,
+        metrics: Metrics,
         *,
         replica: str,
         prefixes: tuple[str, ...],
@@ -51,6 +53,7 @@ class Withdrawals:
         self._replies = replies
         self._probes = probes
         self._audit = audit
+        self._metrics = metrics
         self._replica = replica
         self._prefixes = prefixes
         self._sub: Subscription | None = None
@@ -115,6 +118,7 @@ class Withdrawals:
         ending = Ending.refusal(request_id, why)
         if not await self._replies.store(request_id, ending):
             return  # somebody was faster, and does the rest
+        self._metrics.withdrew(priority, _EVENTS[why.type], why.type)
         await jetstream.call(
             self._bus.nc, f"STREAM.PURGE.{subjects.REQUESTS}", {"filter": subjects.enqueue(priority, request_id)}
         )

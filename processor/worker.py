@@ -19,19 +19,21 @@ from processor.accept import Accepted, accept, reply_subject
 from processor.admission import Admission, HandedBack
 from processor.answer import Answerer, Context, EndedElsewhere
 from processor.audit import AuditLog, last_attempt
-from processor.audit_events import AuditError, Ended, Received
+from processor.audit_events import Received
 from processor.bus import Bus, MessageTooLarge
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable
 from processor.job import Job, Stop
 from processor.lanes import Delivery, Lane, Lanes
 from processor.messages import asks_for_stream
+from processor.metrics import Metrics
 from processor.redelivery import Redelivery
 from processor.replies import Ending, Outbox, Probes, Replies
-from processor.reply_bodies import ErrorReply, FinalReply, ReplyEvent
+from processor.reply_bodies import FinalReply
 from processor.slots import Slot, Slots
 from processor.subjects import AuditEvent, Priority, reply
 from processor.tasks import OwnedTasks
+from processor.terminal import terminal
 
 MAX_DEATHS = 3
 """A request that has taken so many workers down goes to the dead letters."""
@@ -66,6 +68,7 @@ class Worker:
         slots: Slots,
         audit: AuditLog,
         probes: Probes,
+        metrics: Metrics,
         *,
         replica: str,
         on_ended: Callable[[str], None],
@@ -80,6 +83,7 @@ class Worker:
         self._admission = admission
         self._audit = audit
         self._probes = probes
+        self._metrics = metrics
         self._replies = Replies(bus)
         self.redelivery = Redelivery(bus, self._replies, replica, self.running)
         self._slots = slots
@@ -197,6 +201,7 @@ class Worker:
             log.exception("request handed back after a failure of the sidecar itself", id=delivery.request_id)
             await delivery.nak(_NAK_DELAY_S)
         finally:
+            job.leaves(self._metrics)
             del self.running[delivery.request_id]
             self._probes.forget(delivery.request_id)
 
@@ -213,6 +218,7 @@ class Worker:
                 job.streamed = asks_for_stream(delivery.body)
                 await self._close(job, outbox, before, None)
                 return
+            job.begins(self._metrics)
             await delivery.begin(deaths := before.deaths_if_it_is_dead)
             accepted = accept(delivery.body, delivery.headers, delivery.accepted)
             job.tenant, job.streamed = accepted.request.tenant, accepted.request.stream
@@ -220,8 +226,10 @@ class Worker:
                 raise RequestError(ErrorType.INTERNAL, f"gave up: {deaths} workers died with it")
         except RequestError as poison:
             job.streamed = asks_for_stream(delivery.body)
+            job.begins(self._metrics)
             await deadletters.bury(self._bus, delivery, poison)
             if delivery.done:
+                job.ends(self._metrics, AuditEvent.DEAD, poison)
                 return  # no reply subject can hold its id
             await self._end(job, outbox, poison, AuditEvent.DEAD)
             return
@@ -304,9 +312,11 @@ class Worker:
         try:
             first = await self._store(job, ending)
         except MessageTooLarge as error:
-            ending = Ending.of(outbox, _does_not_fit(error))
-            first, event = await self._store(job, ending), AuditEvent.FAILED
-        if not first:
+            result, event = _does_not_fit(error), AuditEvent.FAILED
+            first = await self._store(job, ending := Ending.of(outbox, result))
+        if first:
+            job.ends(self._metrics, event, result)
+        else:
             ending = await self._replies.ending(outbox.request_id) or ending
         await self._close(job, outbox, ending, event if first else None)
 
@@ -329,7 +339,7 @@ class Worker:
         self._on_ended(outbox.request_id)
         if outbox.reply_to is not None:
             await self._deliver(job, outbox, ending, just_stored=event is not None)
-        await self._audit.write(self._ended(job, ending, event))
+        await self._audit.write(terminal(ending, event, job.tally, self._common(job)))
         await job.delivery.ack()
 
     async def _deliver(self, job: Job, outbox: Outbox, ending: Ending, *, just_stored: bool) -> None:
@@ -356,34 +366,6 @@ class Worker:
             "tenant": job.tenant,
             "delivery": delivery.count,
         }
-
-    def _ended(self, job: Job, ending: Ending, event: AuditEvent | None) -> Ended:
-        """The terminal event, from the ending alone: the same whichever delivery writes it."""
-        if ending.event is ReplyEvent.FINAL:
-            final = FinalReply.model_validate_json(ending.body)
-            return Ended(
-                **self._common(job),
-                event=AuditEvent.COMPLETED,
-                attempts=final.attempts,
-                model=final.model,
-                provider=final.provider,
-                finish_reason=final.finish_reason,
-                cost_usd=final.cost_usd,
-                cached=final.cached,
-                coalesced=final.coalesced,
-                saved_usd=final.saved_usd or None,
-            )
-        error = ErrorReply.model_validate_json(ending.body).error
-        return Ended(
-            **self._common(job),
-            event=event if event is not None else _TERMINAL.get(error.type, AuditEvent.FAILED),
-            attempts=job.tally.attempts,
-            cost_usd=job.tally.cost_usd,
-            error=AuditError(kind=error.type, message=error.message, retry_after_s=error.retry_after_s),
-        )
-
-
-_TERMINAL = {ErrorType.CANCELLED: AuditEvent.CANCELLED, ErrorType.DEADLINE_EXCEEDED: AuditEvent.EXPIRED}
 
 
 def _does_not_fit(error: MessageTooLarge) -> RequestError:
