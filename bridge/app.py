@@ -7,34 +7,43 @@ from fastapi import FastAPI, Request, Response
 from nats.aio.msg import Msg
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridge.bodies import json_response, read_body
+from bridge.callers import caller
 from bridge.client_gone import ClientGone
 from bridge.forms import error_form
+from bridge.guards import Guards, cross_origin
+from bridge.keyring import Keyring
 from bridge.line import Line
-from bridge.live import Authenticate, live
+from bridge.live import live
 from bridge.native import native
 from bridge.observing import observing
 from bridge.openai_routes import openai
+from bridge.page_headers import page_headers
+from bridge.rates import KeyRates
+from bridge.rights import permitted
 from bridge.snapshot import Collector
 from bridge.traffic import Counting, Traffic
 from processor.config import Settings
 from processor.errors import ErrorType, RequestError
-from processor.messages import decode_request
+from processor.messages import decode_request, encode_request
 
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _SERVICE_ERROR = "Nats-Service-Error-Code"
 
 log = structlog.get_logger(__name__)
 
 
-def create_app(
-    line: Line, settings: Settings, collector: Collector, authenticate: Authenticate | None = None
-) -> FastAPI:
-    """The application; it keeps nothing between two requests. With `authenticate`, who watches `/ws` needs a key."""
+def create_app(line: Line, settings: Settings, keyring: Keyring, collector: Collector) -> FastAPI:
+    """The application; it keeps nothing between two requests."""
     traffic = Traffic()
     app = FastAPI(title="CKCIAS Sidecar", openapi_url=None, redirect_slashes=False)
+    app.state.keyring, app.state.rates = keyring, KeyRates(line, keyring)
+    # What is added last stands outermost: pages that are let in also read why they are refused.
+    app.add_middleware(Guards, keyring=keyring, rates=app.state.rates, origins=settings.sidecar_cors_origins)
+    if settings.sidecar_cors_origins:
+        app.add_middleware(CORSMiddleware, **cross_origin(settings.sidecar_cors_origins))
     app.add_middleware(_Edge)
     app.add_middleware(Counting, traffic=traffic)
     app.add_exception_handler(HTTPException, _not_served)
@@ -43,7 +52,7 @@ def create_app(
     app.include_router(native(line, wait_s=settings.request_timeout))
     app.include_router(openai(line))
     app.include_router(observing(collector, traffic, enabled=settings.enable_metrics))
-    app.include_router(live(collector, traffic, authenticate))
+    app.include_router(live(collector, traffic, keyring.authenticate if keyring.required else None))
 
     @app.get("/health")
     async def health() -> Response:
@@ -53,9 +62,8 @@ def create_app(
     @app.post("/api/route")
     async def route(request: Request) -> Response:
         """Which models would answer the body of an ask, and why. No model is called."""
-        body = await read_body(request)
-        decode_request(body)
-        return _answer(await line.ask("llm.route", body))
+        asked = permitted(decode_request(await read_body(request)), caller(request))
+        return _answer(await line.ask("llm.route", encode_request(asked)))
 
     return app
 
@@ -109,7 +117,7 @@ class _Edge:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                MutableHeaders(scope=message).update(_HEADERS)
+                MutableHeaders(scope=message).update(page_headers(scope["path"]))
             await send(message)
 
         try:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from bridge.callers import Caller
 from bridge.follow import following
 from bridge.line import Line, NoAnswer
+from bridge.rights import check_priority, permitted
 from bridge.sequence import Piece
 from bridge.steering import DEFAULT_PRIORITY, Steering
 from processor import subjects
@@ -50,19 +51,9 @@ class Ask:
             RequestError: `forbidden`, saying what the caller may ask for.
         """
         priority = steer.priority or DEFAULT_PRIORITY
-        if who.priorities is not None and priority not in who.priorities:
-            allowed = ", ".join(sorted(who.priorities))
-            raise RequestError(ErrorType.FORBIDDEN, f"priority {priority}: this key may ask with {allowed}")
-        request = _of_tenant(steer.applied(request), who, named=steer.tenant is not None)
+        check_priority(priority, who)
+        request = permitted(steer.applied(request), who, names_tenant=steer.tenant is not None)
         return cls(_request_id(steer, request.tenant), priority, request, steer.detached, steer.key is None)
-
-
-def _of_tenant(request: Request, who: Caller, *, named: bool) -> Request:
-    if who.tenant is None or who.tenant == request.tenant:
-        return request
-    if named or "tenant" in request.model_fields_set:
-        raise RequestError(ErrorType.FORBIDDEN, f"tenant {request.tenant}: this key asks for {who.tenant} alone")
-    return request.model_copy(update={"tenant": who.tenant})
 
 
 def _request_id(steer: Steering, tenant: str) -> str:

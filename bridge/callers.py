@@ -29,6 +29,9 @@ class Caller:
 ANYBODY = Caller("anybody", operator=True)
 """Where no keys are set, who reaches the bridge runs on its machine."""
 
+NOBODY = Caller("nobody", tenant="", models=frozenset(), priorities=frozenset())
+"""Where keys are set and none was shown yet: who reads what anybody may, or opens a WebSocket."""
+
 
 def caller(connection: HTTPConnection) -> Caller:
     """Who has sent this, as the check at the door has found."""

@@ -12,6 +12,8 @@ import structlog
 import uvicorn
 
 from bridge.app import create_app
+from bridge.connections import bounded
+from bridge.keyring import Keyring
 from bridge.line import Line
 from bridge.snapshot import Collector
 from bridge.websocket import ImpatientProtocol
@@ -39,11 +41,11 @@ class _Told(logging.Handler):
         log.log(record.levelno, record.getMessage(), logger=record.name)
 
 
-def server(line: Line, settings: Settings, collector: Collector) -> uvicorn.Server:
+def server(line: Line, settings: Settings, keyring: Keyring, collector: Collector) -> uvicorn.Server:
     """A server of `create_app`; it is given its socket when it serves."""
     config = uvicorn.Config(
-        create_app(line, settings, collector),
-        http="httptools",
+        create_app(line, settings, keyring, collector),
+        http=bounded(settings.sidecar_max_connections),
         ws=ImpatientProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,

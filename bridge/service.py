@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from bridge.keyring import Keyring
 from bridge.line import connected
+from bridge.open_files import raise_open_files
 from bridge.snapshot import Collector
 from processor.config import Settings
 from processor.exits import Exit, Fatal
@@ -30,20 +32,24 @@ def bridge(settings: Settings) -> Iterator[Bridge]:
     """A bridge with its address, which is taken from here to the end.
 
     Raises:
-        Fatal: SIDECAR_HOST is not this machine's own, or SIDECAR_PORT is taken.
+        Fatal: SIDECAR_API_KEYS cannot be used, SIDECAR_HOST is not this machine's own though there are no keys, or is
+            no address of it, or SIDECAR_PORT is taken.
     """
-    with _listening(settings.sidecar_host, settings.sidecar_port) as listener:
-        if settings.sidecar_api_keys is not None:
-            log.warning("SIDECAR_API_KEYS is not looked at yet: every program on this machine may use the bridge")
-        yield Bridge(settings, listener)
+    keyring = Keyring(settings)
+    with _listening(settings.sidecar_host, settings.sidecar_port, with_keys=keyring.required) as listener:
+        if not keyring.required:
+            log.info("no SIDECAR_API_KEYS are set: the bridge serves programs and pages of this machine alone")
+        raise_open_files(settings.sidecar_max_connections)
+        yield Bridge(settings, listener, keyring)
 
 
 class Bridge:
     """The HTTP edge: a NATS client like any other."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, keyring: Keyring) -> None:
         self._settings = settings
         self._listener = listener
+        self._keyring = keyring
 
     @property
     def url(self) -> str:
@@ -61,11 +67,10 @@ class Bridge:
         server_module = await asyncio.to_thread(importlib.import_module, "bridge.server")
         async with connected(self._settings, nats_url) as line:
             collector = Collector(line)
-            server: uvicorn.Server = server_module.server(line, self._settings, collector)
+            server: uvicorn.Server = server_module.server(line, self._settings, self._keyring, collector)
             async with asyncio.TaskGroup() as tasks:
-                background = [
-                    tasks.create_task(work) for work in (line.keep(), collector.run(), _end(server, stopping))
-                ]
+                beside = (line.keep(), collector.run(), self._keyring.watch(), _end(server, stopping))
+                background = [tasks.create_task(work) for work in beside]
                 serving = tasks.create_task(server.serve([self._listener]))
                 on_ready(self.url)
                 await serving
@@ -79,9 +84,9 @@ async def _end(server: uvicorn.Server, stopping: asyncio.Event) -> None:
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listening(host: str, port: int, *, with_keys: bool) -> Iterator[socket.socket]:
     """A socket that listens already: who connects while the rest starts is answered then."""
-    address = _loopback(host)
+    address = _address(host) if with_keys else _loopback(host)
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     with contextlib.closing(listener):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -91,7 +96,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         except OSError as error:
             raise Fatal(
                 f"the HTTP bridge cannot listen on {address} port {port} ({error.strerror}): "
-                "set SIDECAR_PORT to a free port (0 takes any)"
+                "set SIDECAR_PORT to a free port (0 takes any), SIDECAR_HOST to an address of this machine"
             ) from error
         yield listener
 
@@ -103,7 +108,15 @@ def _loopback(host: str) -> str:
         if ipaddress.ip_address(host).is_loopback:
             return host
     raise Fatal(
-        f"SIDECAR_HOST={host}: the HTTP bridge has no API keys yet, so it serves this machine alone; "
-        "unset it, or set it to 127.0.0.1",
+        f"SIDECAR_HOST={host}: the HTTP bridge has no API keys, so it serves this machine alone; "
+        "set SIDECAR_API_KEYS (`sidecar keys add` makes one), or SIDECAR_HOST to 127.0.0.1",
         Exit.USAGE,
     )
+
+
+def _address(host: str) -> str:
+    """Raises Fatal for a name that nobody knows."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        raise Fatal(f"SIDECAR_HOST={host}: no such address ({error})", Exit.USAGE) from None

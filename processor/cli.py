@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
-from collections.abc import Coroutine
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
-from processor.config import Settings
-from processor.exits import Exit, Fatal
 from processor.grouping import By
+from processor.keys_cli import keys
 from processor.subjects import Priority
+from processor.terminal import run, settings
 
 Preference = Literal["cost", "speed", "quality"]
 
@@ -38,32 +35,7 @@ dead = typer.Typer(
 app.add_typer(dead, name="dead")
 
 
-def settings() -> Settings:
-    """The settings, or a one-line complaint for each wrong variable."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        for detail in error.errors(include_input=False, include_url=False):
-            name = "_".join(str(step) for step in detail["loc"]).upper()
-            typer.secho(f"{name}: {detail['msg']}", fg="red", err=True)
-        raise typer.Exit(2) from None
-
-
-def run(work: Coroutine[Any, Any, int]) -> None:
-    """Run a command's coroutine on uvloop where there is one; end with its exit code."""
-    try:
-        if sys.platform == "win32":
-            code = asyncio.run(work)
-        else:
-            import uvloop
-
-            code = uvloop.run(work)
-    except KeyboardInterrupt:
-        code = Exit.INTERRUPTED
-    except Fatal as error:
-        typer.secho(f"sidecar: {error}", fg="red", err=True)
-        code = error.code
-    raise typer.Exit(code)
+app.add_typer(keys, name="keys")
 
 
 @app.command()

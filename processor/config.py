@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import Field, HttpUrl, SecretStr, field_validator
+from pydantic import Field, HttpUrl, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -50,7 +50,15 @@ class Settings(BaseSettings):
         description="The HTTP bridge's address; without keys, it has to be a loopback one.",
     )
     sidecar_port: int = Field(8001, ge=0, le=65535, description="The HTTP bridge's port; 0 takes any free port.")
-    sidecar_api_keys: SecretStr | None = Field(None, description="The bridge's API keys; not looked at yet.")
+    sidecar_api_keys: SecretStr | None = Field(
+        None, description="The bridge's API keys: a list, comma-separated, or a .toml file of `sidecar keys add`."
+    )
+    sidecar_cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins of web pages that may use the bridge, comma-separated; `*`, with keys only: all."
+    )
+    sidecar_max_connections: int = Field(
+        2000, ge=1, le=1_000_000, description="Connections to one HTTP bridge; more are refused."
+    )
     sidecar_catalog: Path | None = Field(None, description="A TOML file laid over the shipped catalog.")
     redis_url: str | None = Field(None, repr=False, description="Shared limits and cache.")
 
@@ -108,7 +116,13 @@ class Settings(BaseSettings):
         """Calls that may be out: a call that waited for a connection would come late to the window it is counted in."""
         return self.max_workers * (2 if self.hedge_critical else 1)
 
-    @field_validator("reply_prefixes", mode="before")
+    @property
+    def api_keys_file(self) -> Path | None:
+        """The file that `sidecar_api_keys` names; None where it lists the keys, or is unset."""
+        text = "" if self.sidecar_api_keys is None else self.sidecar_api_keys.get_secret_value().strip()
+        return Path(text).expanduser() if text.endswith(".toml") and "," not in text else None
+
+    @field_validator("reply_prefixes", "sidecar_cors_origins", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
@@ -131,6 +145,17 @@ class Settings(BaseSettings):
         for prefix in value:
             if prefix.startswith(("$", "llm.", "_")) or any(c in prefix for c in "*> ") or not prefix.endswith("."):
                 raise ValueError(f"{prefix!r}: a reply prefix ends in a dot, has no wildcard, and is none of ours or $")
+        return value
+
+    @field_validator("sidecar_cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for origin in value:
+            if origin == "*":
+                if info.data.get("sidecar_api_keys") is None:
+                    raise ValueError("'*' would let every web page spend your money: set SIDECAR_API_KEYS first")
+            elif not re.fullmatch(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?", origin):
+                raise ValueError(f"{origin!r}: an origin is written as https://example.org or http://localhost:3000")
         return value
 
     @field_validator("anthropic_base_url", "groq_base_url", "gemini_base_url", "local_base_url")

@@ -133,7 +133,7 @@ class _Book:
 
 
 class NatsStore:
-    """One document a provider in LLM_STATE, changed by compare and set.
+    """One document a provider in LLM_STATE (or of whatever else `place` gives subjects to), changed by compare and set.
 
     The last known document is kept, so that a change that nobody contends costs one round trip, and a stream that
     came back empty goes on from there.
@@ -141,8 +141,9 @@ class NatsStore:
 
     name = "NATS"
 
-    def __init__(self, bus: Bus, clock: Clock) -> None:
+    def __init__(self, bus: Bus, clock: Clock, place: Callable[[str], str] = subjects.limits_state) -> None:
         self._bus = bus
+        self._place = place
         self._time = Ahead(clock)
         self._writer = secrets.token_hex(4)
         self._numbers = itertools.count(1)
@@ -188,7 +189,7 @@ class NatsStore:
         A try without an answer is looked for, and sent again unchanged where nothing has changed: whichever copy
         comes first counts, and the server refuses the other.
         """
-        subject, body = subjects.limits_state(provider), draft.encode()
+        subject, body = self._place(provider), draft.encode()
         headers = {"Nats-Expected-Last-Subject-Sequence": str(known.seq)}
         self._bus.check_size(body, headers)
         pause_s = PAUSE_S
@@ -212,7 +213,7 @@ class NatsStore:
 
     async def _load(self, book: _Book, provider: str, deadline: float) -> _Known:
         """The document as it stands now, with what this replica knows and a lost one has forgotten."""
-        known, subject, pause_s = book.known, subjects.limits_state(provider), PAUSE_S
+        known, subject, pause_s = book.known, self._place(provider), PAUSE_S
         while True:
             try:
                 if not self._bus.nc.is_connected:

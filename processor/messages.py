@@ -40,6 +40,8 @@ MAX_TOOLS = 128
 MAX_SCHEMA_CHARS = 100_000
 MAX_TOKENS = 200_000
 MAX_DEADLINE_MS = 7 * 24 * 3600 * 1000
+MAX_ONLY = 64
+"""Models that a request may name as the only ones."""
 
 _ALLOWED = {
     "system": (TextPart,),
@@ -165,6 +167,8 @@ class Request(Model):
     cache: Literal["use", "skip", "refresh"] | None = None
     fallback: bool | None = None
     """Whether another model may answer; unset: yes, unless the model was named by a vendor's full id."""
+    only: Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length=1, max_length=MAX_ONLY)] = ()
+    """The models that may answer, by any of their names; unset: all. It holds for `auto` and for fallbacks too."""
     deadline_ms: Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None = None
     tenant: Token = "default"
     metadata: Annotated[dict[Token, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=32)] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -91,8 +91,8 @@ class Route:
     nobody: ErrorType = ErrorType.UNAVAILABLE
     """What a client is told where there is no candidate: whether the request is at fault, or what is configured."""
     means: str = ""
-    """Of a rule: the ids of the models that it prefers today and what counts, by the catalog and the settings. Where
-    that has changed, an answer that was kept is none for this request any more."""
+    """Of a rule: the ids of the models that it prefers today and what counts, by the catalog and the settings; then
+    the ids of those that alone may answer. Where that differs, an answer that was kept is none for this request."""
 
     @property
     def considered(self) -> tuple[Considered, ...]:
@@ -110,10 +110,11 @@ def route(asked: Request | Traits, catalog: Catalog, conditions: Conditions) -> 
 
     With `fallback` false there is one candidate, and so where a vendor's full id was asked for and `fallback` is unset.
     A demo model answers where it is asked for by name, where a rule or DEFAULT_MODEL prefers it, or for `auto` where
-    there is no other.
+    there is no other. Where `only` names models, no other answers, whatever stands above.
 
     Raises:
-        RequestError: `not_found` for a model that the catalog does not have.
+        RequestError: `not_found` for a model that the catalog does not have, `forbidden` for one that is asked for by
+            name and is not in `only`.
     """
     given = asked if isinstance(asked, Traits) else traits(asked)
     if given.model is not None:
@@ -124,8 +125,14 @@ def route(asked: Request | Traits, catalog: Catalog, conditions: Conditions) -> 
 def _for_name(name: str, given: Traits, catalog: Catalog, conditions: Conditions) -> Route:
     found = _resolve(catalog, name, conditions)
     first = found.model
+    only = _only(given, catalog, conditions)
+    if only is not None and first.alias not in only:
+        raise RequestError(
+            ErrorType.FORBIDDEN,
+            f"model: {name} is not among the models that may answer this request: {', '.join(given.only)}",
+        )
     alone = not (given.fallback if given.fallback is not None else name in catalog.models)
-    able, refusals = _sorted_out(given, catalog, conditions, first)
+    able, refusals = _sorted_out(given, catalog, conditions, only, first)
     fault = _fault([refusal for refusal in refusals if refusal.model == first.alias or not alone])
     others = [model for model in able if model is not first]
     refusals += [_refused(model, "a demo model stands in for no other") for model in _demos(others)]
@@ -143,13 +150,14 @@ def _for_name(name: str, given: Traits, catalog: Catalog, conditions: Conditions
     ]
     candidates = (*mine, *(c for c in ranked if c.model is not first))
     meant = candidates[0].model if candidates else None
-    return Route(candidates, tuple(refusals), given, ASKED, first.id, meant, fault)
+    return Route(candidates, tuple(refusals), given, ASKED, first.id, meant, fault, _ids(only, catalog))
 
 
 def _for_auto(given: Traits, catalog: Catalog, conditions: Conditions) -> Route:
     rule = catalog.routing.rule(given)
     preferred = _preferred(rule, catalog, conditions)
-    able, refusals = _sorted_out(given, catalog, conditions)
+    only = _only(given, catalog, conditions)
+    able, refusals = _sorted_out(given, catalog, conditions, only)
     demos = [model for model in _demos(able) if model.alias not in preferred]
     if len(demos) < len(able):
         refusals += [_refused(model, "a demo model, and there are others") for model in demos]
@@ -166,8 +174,9 @@ def _for_auto(given: Traits, catalog: Catalog, conditions: Conditions) -> Route:
     if given.fallback is False:
         refusals += [_refused(c.model, f"{ranked[0].name} alone may answer") for c in ranked[1:]]
         ranked = ranked[:1]
-    ids = ",".join(catalog.models[alias].id for alias in preferred)
-    means = f"{ids} {aims.weigh} {aims.tier}{' by quality' if aims.quality_only else ''}"
+    means = f"{_ids(preferred, catalog)} {aims.weigh} {aims.tier}{' by quality' if aims.quality_only else ''}"
+    if only is not None:
+        means += f" only {_ids(only, catalog)}"
     return Route(tuple(ranked), tuple(refusals), given, rule.name, f"auto:{rule.name}", meant, _fault(refusals), means)
 
 
@@ -191,11 +200,22 @@ def _preferred(rule: Rule, catalog: Catalog, conditions: Conditions) -> dict[str
     return places
 
 
-def _resolve(catalog: Catalog, name: str, conditions: Conditions) -> Resolved:
+def _resolve(catalog: Catalog, name: str, conditions: Conditions, field: str = "model") -> Resolved:
     try:
         return catalog.resolve(name, conditions.now.date())
     except UnknownModel as error:
-        raise RequestError(ErrorType.NOT_FOUND, f"model: {error}") from None
+        raise RequestError(ErrorType.NOT_FOUND, f"{field}: {error}") from None
+
+
+def _only(given: Traits, catalog: Catalog, conditions: Conditions) -> list[str] | None:
+    """The aliases, sorted, of the models that may answer today; None: all."""
+    if not given.only:
+        return None
+    return sorted({_resolve(catalog, name, conditions, "only").model.alias for name in given.only})
+
+
+def _ids(aliases: Iterable[str] | None, catalog: Catalog) -> str:
+    return ",".join(catalog.models[alias].id for alias in aliases or ())
 
 
 def _warnings(found: Resolved) -> tuple[str, ...]:
@@ -203,13 +223,19 @@ def _warnings(found: Resolved) -> tuple[str, ...]:
 
 
 def _sorted_out(
-    given: Traits, catalog: Catalog, conditions: Conditions, named: CatalogModel | None = None
+    given: Traits,
+    catalog: Catalog,
+    conditions: Conditions,
+    only: Collection[str] | None,
+    named: CatalogModel | None = None,
 ) -> tuple[list[CatalogModel], list[Refusal]]:
     """The models that can do it, and the refusals of those that cannot."""
     able: list[CatalogModel] = []
     refusals: list[Refusal] = []
     for model in sorted(catalog.models.values(), key=lambda m: m is not named):
-        if (why := _refusal(model, given, conditions, is_named=model is named)) is not None:
+        if only is not None and model.alias not in only:
+            refusals.append(_refused(model, "it is not among the models that may answer"))
+        elif (why := _refusal(model, given, conditions, is_named=model is named)) is not None:
             refusals.append(why)
         else:
             able.append(model)

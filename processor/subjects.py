@@ -111,6 +111,11 @@ def limits_state(provider: str) -> str:
     return f"llm.state.limits.{provider}"
 
 
+def key_state(name: str) -> str:
+    """How often an API key was used: one document, which all bridges change by compare and set."""
+    return f"llm.state.keys.{name}"
+
+
 def handed_back(request_id: str) -> str:
     """How often a request was handed back by a sidecar that lived: it tells these from deaths."""
     return f"llm.state.handback.{request_id}"

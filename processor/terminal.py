@@ -1,41 +1,51 @@
-"""The terminal audit event of a request, read from its ending alone: the same whichever delivery writes it."""
+"""What every command of `sidecar` begins and ends with: its settings, its event loop, and its exit code."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from processor.attempt import Tally
-from processor.audit_events import AuditError, Ended
-from processor.errors import ErrorType
-from processor.replies import Ending
-from processor.reply_bodies import ErrorReply, FinalReply, ReplyEvent
-from processor.subjects import AuditEvent
+import typer
+from pydantic import ValidationError
 
-_EVENTS = {ErrorType.CANCELLED: AuditEvent.CANCELLED, ErrorType.DEADLINE_EXCEEDED: AuditEvent.EXPIRED}
+from processor.config import Settings
+from processor.exits import Exit, Fatal
 
 
-def terminal(ending: Ending, event: AuditEvent | None, tally: Tally, common: Mapping[str, Any]) -> Ended:
-    """The event of `ending`; `event` is its kind where that is known, and `common` what all events have."""
-    if ending.event is ReplyEvent.FINAL:
-        final = FinalReply.model_validate_json(ending.body)
-        return Ended(
-            **common,
-            event=AuditEvent.COMPLETED,
-            attempts=final.attempts,
-            model=final.model,
-            provider=final.provider,
-            finish_reason=final.finish_reason,
-            cost_usd=final.cost_usd,
-            cached=final.cached,
-            coalesced=final.coalesced,
-            saved_usd=final.saved_usd or None,
-        )
-    error = ErrorReply.model_validate_json(ending.body).error
-    return Ended(
-        **common,
-        event=event if event is not None else _EVENTS.get(error.type, AuditEvent.FAILED),
-        attempts=tally.attempts,
-        cost_usd=tally.cost_usd,
-        error=AuditError(kind=error.type, message=error.message, retry_after_s=error.retry_after_s),
-    )
+def settings() -> Settings:
+    """The settings, or a one-line complaint for each wrong variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for detail in error.errors(include_input=False, include_url=False):
+            name = "_".join(str(step) for step in detail["loc"]).upper()
+            typer.secho(f"{name}: {detail['msg']}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def run(work: Coroutine[Any, Any, int]) -> None:
+    """Run a command's coroutine on uvloop where there is one; end with its exit code."""
+    try:
+        if sys.platform == "win32":
+            code = asyncio.run(work)
+        else:
+            import uvloop
+
+            code = uvloop.run(work)
+    except KeyboardInterrupt:
+        code = Exit.INTERRUPTED
+    except Fatal as error:
+        typer.secho(f"sidecar: {error}", fg="red", err=True)
+        code = error.code
+    raise typer.Exit(code)
+
+
+def plainly(work: Callable[[], None]) -> None:
+    """Run a command that awaits nothing; a `Fatal` ends it with its exit code."""
+    try:
+        work()
+    except Fatal as error:
+        typer.secho(f"sidecar: {error}", fg="red", err=True)
+        raise typer.Exit(error.code) from None

@@ -32,6 +32,8 @@ class Traits(BaseModel):
     task_type: str | None = None
     prefer: Preference | None = None
     fallback: bool | None = None
+    only: tuple[str, ...] = ()
+    """Names of the models that may answer; empty: all."""
     needs: tuple[Ability | Combination, ...] = ()
     """Sorted."""
     input_tokens: int
@@ -50,6 +52,7 @@ def traits(request: Request) -> Traits:
         task_type=request.task_type,
         prefer=request.prefer,
         fallback=request.fallback,
+        only=request.only,
         needs=_needs(request),
         input_tokens=base_tokens(request),
         max_tokens=request.max_tokens,

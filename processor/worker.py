@@ -33,7 +33,7 @@ from processor.reply_bodies import FinalReply
 from processor.slots import Slot, Slots
 from processor.subjects import AuditEvent, Priority, reply
 from processor.tasks import OwnedTasks
-from processor.terminal import terminal
+from processor.terminal_event import terminal_event
 
 MAX_DEATHS = 3
 """A request that has taken so many workers down goes to the dead letters."""
@@ -339,7 +339,7 @@ class Worker:
         self._on_ended(outbox.request_id)
         if outbox.reply_to is not None:
             await self._deliver(job, outbox, ending, just_stored=event is not None)
-        await self._audit.write(terminal(ending, event, job.tally, self._common(job)))
+        await self._audit.write(terminal_event(ending, event, job.tally, self._common(job)))
         await job.delivery.ack()
 
     async def _deliver(self, job: Job, outbox: Outbox, ending: Ending, *, just_stored: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -15,9 +16,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
+from bridge.open_files import raise_open_files
 from bridge.service import bridge
 from processor.bus import Bus, BusClosed
 from processor.exits import Exit, Fatal
+from processor.keys import new_key
 from tests.bridge.edge import bridging, listen
 from tests.conftest import make_settings
 from tests.processes import command, running
@@ -44,11 +47,67 @@ def test_any_loopback_address_will_do(host: str, url: str) -> None:
         assert edge.url.startswith(url)
 
 
-def test_keys_that_nobody_looks_at_are_told_of() -> None:
-    with capture_logs() as logged, listening(sidecar_api_keys="one,two"):
+def test_with_keys_it_serves_any_address_and_without_it_says_that_it_does_not() -> None:
+    with capture_logs() as logged, listening(sidecar_host="0.0.0.0", sidecar_api_keys=new_key()) as edge:
+        assert edge.url.startswith("http://0.0.0.0:")
+    assert logged == []
+    with capture_logs() as logged, listening():
+        assert "no SIDECAR_API_KEYS are set" in logged[0]["event"]
+
+
+def test_with_keys_a_name_is_looked_up_and_one_that_is_none_is_said() -> None:
+    with listening(sidecar_host="localhost", sidecar_api_keys=new_key()) as edge:
+        assert edge.url.startswith(("http://127.0.0.1:", "http://[::1]:"))
+    with (
+        pytest.raises(Fatal, match=r"SIDECAR_HOST=no such host: no such address"),
+        listening(sidecar_host="no such host", sidecar_api_keys=new_key()),
+    ):
         pass
-    assert "SIDECAR_API_KEYS is not looked at yet" in logged[0]["event"]
-    assert "two" not in str(logged)
+
+
+def test_keys_that_cannot_be_used_are_said_at_once_and_never_shown(tmp_path: Path) -> None:
+    broken, missing = tmp_path / "broken.toml", tmp_path / "missing.toml"
+    broken.write_text(f'[keys.a]\nsha256 = "{(planted := new_key())}"\n')
+    wrong = {
+        str(broken): r"broken.toml: keys.a.sha256: ",
+        str(missing): "No such file",
+        ",": "no key",
+        "a,a": "same key",
+    }
+    for value, says in wrong.items():
+        with pytest.raises(Fatal, match=says) as refused, listening(sidecar_api_keys=value):
+            pass
+        assert refused.value.code == Exit.USAGE
+        assert "sidecar keys add" in str(refused.value)
+        assert planted not in str(refused.value)
+
+
+def test_a_key_that_can_be_guessed_and_a_file_without_keys_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_text("")
+    for value, says in {"short": "can be guessed", str(tmp_path / "keys.toml"): "nobody may use the bridge"}.items():
+        with capture_logs() as logged, listening(sidecar_api_keys=value):
+            pass
+        assert [says in str(entry) for entry in logged] == [True]
+        assert "short`" not in str(logged)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_process_may_open_as_many_files_as_the_bridge_needs_or_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    limits = (1024, 100_000)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, to: raised.append(to))
+    with capture_logs() as logged:
+        raise_open_files(2_000)
+        assert (raised, logged) == ([(2_456, 100_000)], [])
+        limits = (1024, 2_000)
+        raise_open_files(2_000)
+        assert (raised[1], len(logged)) == ((2_000, 2_000), 1)
+        limits = (4096, 4096)
+        raise_open_files(2_000)
+        assert len(raised) == 2
 
 
 async def test_a_taken_port_ends_up_with_one_line_before_there_is_a_broker(tmp_path: Path) -> None:
@@ -89,7 +148,7 @@ async def test_a_connection_that_never_ends_is_not_waited_for_beyond_the_grace_t
     async with bridging(nats_url, shutdown_grace=0.1) as edge:
         host, _, port = edge.url.removeprefix("http://").partition(":")
         _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"POST /api/route HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        writer.write(b"POST /api/route HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
         await wait_until(lambda: writer.transport.get_write_buffer_size() == 0)
         edge.stopping.set()
         await asyncio.wait_for(edge.serving, 5)

@@ -102,3 +102,30 @@ def test_a_vendor_has_a_connection_for_each_call_that_may_be_out() -> None:
     groq = configured_providers(make_settings(max_workers=50, groq_api_key="k")).providers["groq"]
     assert isinstance(groq, GroqProvider)
     assert groq.endpoint.connections == 50
+
+
+def test_web_pages_are_named_by_their_origin() -> None:
+    settings = make_settings(sidecar_cors_origins="https://app.example.org, http://localhost:3000,http://[::1]:5173")
+    assert settings.sidecar_cors_origins == (
+        "https://app.example.org",
+        "http://localhost:3000",
+        "http://[::1]:5173",
+    )
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "example.org", "https://example.org/", "https://*.example.org", "https://a b", "*"]
+)
+def test_what_is_no_origin_is_refused_and_every_page_without_keys(origin: str) -> None:
+    with pytest.raises(ValidationError, match="sidecar_cors_origins"):
+        make_settings(sidecar_cors_origins=origin)
+
+
+def test_with_keys_every_page_may_be_let_in() -> None:
+    assert make_settings(sidecar_cors_origins="*", sidecar_api_keys="one").sidecar_cors_origins == ("*",)
+
+
+def test_keys_are_a_list_or_a_file(tmp_path: Path) -> None:
+    assert make_settings(sidecar_api_keys="~/keys.toml").api_keys_file == Path.home() / "keys.toml"
+    assert make_settings(sidecar_api_keys="one,two").api_keys_file is None
+    assert make_settings().api_keys_file is None

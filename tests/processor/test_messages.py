@@ -174,6 +174,7 @@ options = st.fixed_dictionaries(
         ),
         "cache": st.sampled_from(["use", "skip", "refresh"]),
         "fallback": st.booleans(),
+        "only": st.lists(st.sampled_from(["haiku", "openai/gpt-oss-120b"]), min_size=1, max_size=3),
         "deadline_ms": st.integers(1, 1000),
         "tenant": token,
         "metadata": st.dictionaries(token, text, max_size=3),
