@@ -42,7 +42,10 @@ def observing(collector: Collector, traffic: Traffic, *, enabled: bool) -> APIRo
     @router.get("/ready")
     async def ready() -> Response:
         """Whether requests can be answered now, and if not, what is missing."""
-        found = readiness((await collector.latest()).snapshot)
+        try:
+            found = readiness((await collector.latest()).snapshot)
+        except RequestError:
+            found = readiness(None)
         return json_response(found, 200 if found["ready"] else NOT_READY)
 
     return router

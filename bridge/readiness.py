@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 UNKNOWN = "not known, without the one before"
+NOTHING: Mapping[str, Any] = {"state": "no_broker", "replicas": [], "providers": []}
 
 
-def readiness(snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    """`ready`, and of each check `ok` and, where it is not, `why`."""
+def readiness(snapshot: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`ready`, and of each check `ok` and, where it is not, `why`. None: nothing could be found out in time."""
+    if snapshot is None:
+        snapshot = NOTHING
     broker = snapshot["state"] != "no_broker"
     replicas = [one["replica"] for one in snapshot["replicas"]]
     configured = [one for one in snapshot["providers"] if one["configured"]]

@@ -126,7 +126,12 @@ class Collector:
         answers = False
         if bus is self._bus and bus.is_connected:
             self._spend.renew()
-            answers, depths, _ = await asyncio.gather(_answers(bus), _depths(bus), self._gather(bus))
+            async with asyncio.TaskGroup() as tasks:
+                answering = tasks.create_task(_answers(bus))
+                looking = {lane: tasks.create_task(_depth(bus, lane)) for lane in LANES}
+                tasks.create_task(self._gather(bus))
+            answers = answering.result()
+            depths = {lane: depth for lane, task in looking.items() if (depth := task.result()) is not None}
         self._show(answers, depths)
 
     def _show(self, answers: bool, depths: Mapping[str, Depth]) -> None:
@@ -187,13 +192,8 @@ async def _answers(bus: Bus) -> bool:
     return True
 
 
-async def _depths(bus: Bus) -> Mapping[str, Depth]:
-    """Of the lanes whose consumers the broker could say something of."""
-    found = await asyncio.gather(*(_depth(bus, lane) for lane in LANES))
-    return {lane: depth for lane, depth in zip(LANES, found, strict=True) if depth is not None}
-
-
 async def _depth(bus: Bus, lane: str) -> Depth | None:
+    """Of a lane; None where the broker cannot say."""
     subject = f"$JS.API.CONSUMER.INFO.{subjects.REQUESTS}.{lane}"
     try:
         answer = await bus.nc.request(subject, b"", timeout=ANSWERS_WITHIN_S)

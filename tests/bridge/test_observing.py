@@ -301,6 +301,19 @@ async def test_without_a_broker_it_is_not_ready_and_lives(tmp_path: Path, monkey
                 broker.resume()
 
 
+async def test_what_cannot_be_found_out_in_time_is_not_ready(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(collector: snapshot_module.Collector) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(snapshot_module.Collector, "_round", hangs)
+    monkeypatch.setattr(snapshot_module, "LATEST_WITHIN_S", 0.1)
+    async with bridging(nats_url) as edge:
+        status, said = await ready(edge)
+        assert (status, said["ready"], said["checks"]["nats"]["ok"]) == (503, False, False)
+        async with edge.client.get("/metrics") as response:
+            assert (response.status, orjson.loads(await response.read())["error"]["type"]) == (503, "unavailable")
+
+
 async def test_a_connection_that_was_lost_for_good_is_looked_through_anew(
     nc: Client, nats_url: str, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
