@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from nats.aio.msg import Msg
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bridge.bodies import json_response, read_body
-from bridge.callers import caller
+from bridge.batch import batches
+from bridge.bodies import json_response
 from bridge.client_gone import ClientGone
 from bridge.forms import error_form
 from bridge.guards import Guards, cross_origin
@@ -21,16 +20,14 @@ from bridge.live import live
 from bridge.native import native
 from bridge.observing import observing
 from bridge.openai_routes import openai
+from bridge.openapi import describe
 from bridge.page_headers import page_headers
+from bridge.questions import questions
 from bridge.rates import KeyRates
-from bridge.rights import permitted
 from bridge.snapshot import Collector
 from bridge.traffic import Counting, Traffic
 from processor.config import Settings
 from processor.errors import ErrorType, RequestError
-from processor.messages import decode_request, encode_request
-
-_SERVICE_ERROR = "Nats-Service-Error-Code"
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +35,8 @@ log = structlog.get_logger(__name__)
 def create_app(line: Line, settings: Settings, keyring: Keyring, collector: Collector) -> FastAPI:
     """The application; it keeps nothing between two requests."""
     traffic = Traffic()
-    app = FastAPI(title="CKCIAS Sidecar", openapi_url=None, redirect_slashes=False)
+    app = FastAPI(title="CKCIAS Sidecar", docs_url=None, redoc_url=None, redirect_slashes=False)
+    describe(app)
     app.state.keyring, app.state.rates = keyring, KeyRates(line, keyring)
     # What is added last stands outermost: pages that are let in also read why they are refused.
     app.add_middleware(Guards, keyring=keyring, rates=app.state.rates, origins=settings.sidecar_cors_origins)
@@ -53,30 +51,15 @@ def create_app(line: Line, settings: Settings, keyring: Keyring, collector: Coll
     app.include_router(openai(line))
     app.include_router(observing(collector, traffic, enabled=settings.enable_metrics))
     app.include_router(live(collector, traffic, keyring.authenticate if keyring.required else None))
+    app.include_router(batches(line))
+    app.include_router(questions(line))
 
     @app.get("/health")
     async def health() -> Response:
         """The process is alive; nothing is said of the broker."""
         return json_response(b'{"status":"ok"}')
 
-    @app.post("/api/route")
-    async def route(request: Request) -> Response:
-        """Which models would answer the body of an ask, and why. No model is called."""
-        asked = permitted(decode_request(await read_body(request)), caller(request))
-        return _answer(await line.ask("llm.route", encode_request(asked)))
-
     return app
-
-
-def _answer(msg: Msg) -> Response:
-    """A sidecar's answer as it is, under the status that its services-API header says."""
-    code = (msg.headers or {}).get(_SERVICE_ERROR)
-    if code is None:
-        return json_response(msg.data)
-    if not msg.data or not (code.isdecimal() and 400 <= int(code) <= 599):
-        log.error("a sidecar failed", code=code, error=(msg.headers or {}).get("Nats-Service-Error"))
-        raise RequestError(ErrorType.INTERNAL, "the sidecar failed at this; its log says why")
-    return json_response(msg.data, int(code))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

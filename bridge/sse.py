@@ -40,22 +40,26 @@ class EventStream(Response):
         failed: Callable[[RequestError], Response],
         late: Callable[[RequestError], bytes] | None = None,
         headers: Mapping[str, str] | None = None,
+        heartbeat: bytes = _HEARTBEAT,
     ) -> None:
         """`chunks` are sent as they are. A RequestError among them is the end: where nothing has been sent it becomes
-        the answer that `failed` gives, else the chunk that `late` gives."""
+        the answer that `failed` gives, else the chunk that `late` gives. `heartbeat` is sent in a long silence; what
+        is no stream of events has an empty one.
+        """
         super().__init__()
         self._chunks = chunks
         self._on_gone = on_gone
         self._failed = failed
         self._late = late
         self._said = HEADERS | dict(headers or {})
+        self._heartbeat = heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         out = _Out(scope, receive, send, self._said)
         tasks = [
             asyncio.ensure_future(self._pump(out)),
             asyncio.ensure_future(gone(receive)),
-            asyncio.ensure_future(out.keep_warm()),
+            asyncio.ensure_future(out.keep_warm(self._heartbeat)),
         ]
         pumping = tasks[0]
         try:
@@ -129,14 +133,14 @@ class _Out:
             self._has_ended = True
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def keep_warm(self) -> None:
-        """A comment after each silence of HEARTBEAT_S. Ends when the client takes nothing."""
+    async def keep_warm(self, heartbeat: bytes) -> None:
+        """A heartbeat after each silence of HEARTBEAT_S. Ends when the client takes nothing."""
         while True:
             silent = asyncio.get_running_loop().time() - self._sent_at
             if silent < HEARTBEAT_S:
                 await asyncio.sleep(HEARTBEAT_S - silent)
                 continue
             try:
-                await self.write(_HEARTBEAT)
+                await self.write(heartbeat)
             except ClientGone:
                 return

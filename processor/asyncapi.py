@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from processor.alerts import Alert
 from processor.audit_events import Attempt, Ended, Received, Routed
+from processor.batches import Batch
 from processor.errors import ErrorType
 from processor.hints import BreakerStatus
 from processor.messages import Request
@@ -21,7 +22,7 @@ Json = dict[str, Any]
 
 _MODELS: tuple[type[BaseModel], ...] = (
     *(Request, Delta, Restarted, FinalReply, ErrorReply, Received, Routed, Attempt, Ended),
-    *(Alert, BreakerStatus),
+    *(Alert, BreakerStatus, Batch),
 )
 _TO_CLIENT: Json = {
     "type": "object",
@@ -77,6 +78,12 @@ def _channels() -> Json:
         ),
         "dead": _channel(
             "llm.dead.{priority}.{id}", ["dead"], "JetStream LLM_DEAD: what could not be done", priority | request_id
+        ),
+        "batch": _channel(
+            "llm.batch.{id}",
+            ["batch"],
+            "JetStream LLM_BATCHES: which requests belong together",
+            {"id": {"description": "The batch's id; its requests are <id>-1, <id>-2 …"}},
         ),
         "alert": _channel(
             "llm.alert.{severity}",
@@ -159,6 +166,7 @@ def _messages() -> Json:
         "attempt": message(Attempt, "One call to a vendor: usage, cost, error"),
         "ended": message(Ended, "completed, failed, cancelled, expired or dead"),
         "alert": message(Alert, "What an operator has to know"),
+        "batch": message(Batch, "The list of a batch, written before its first request is queued"),
         "breaker": message(BreakerStatus, "A circuit breaker changed its state"),
         "dead": message(None, "The request's body and headers; Sidecar-Reason and Sidecar-Deliveries say why"),
     }

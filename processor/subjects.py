@@ -17,7 +17,8 @@ DEAD = "LLM_DEAD"
 STATE = "LLM_STATE"
 SPEND = "LLM_SPEND"
 LEDGER = "LLM_LEDGER"
-STREAMS = (REQUESTS, REPLIES, AUDIT, DEAD, STATE, SPEND, LEDGER)
+BATCHES = "LLM_BATCHES"
+STREAMS = (REQUESTS, REPLIES, AUDIT, DEAD, STATE, SPEND, LEDGER, BATCHES)
 
 LEDGER_BOOK = "llm.ledger.book"
 
@@ -104,6 +105,11 @@ def running(request_id: str) -> str:
 def joined(request_id: str) -> str:
     """Where whoever is at work on a request hears that another ask waits for its ending."""
     return f"llm.joined.{request_id}"
+
+
+def batch(batch_id: str) -> str:
+    """Where the list of a batch is kept."""
+    return f"llm.batch.{batch_id}"
 
 
 def limits_state(provider: str) -> str:

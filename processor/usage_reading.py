@@ -19,6 +19,7 @@ from processor.book import Book
 from processor.budgets import Budget, Period
 from processor.errors import ErrorType, RequestError
 from processor.grouping import By
+from processor.parts import Token
 from processor.spend import Cell, Unit, fold
 from processor.suggestions import MAX_OPEN
 from processor.usage import WINDOW_DAYS, BudgetShare, Tally, UsageRow, budget_shares, grouped, projection
@@ -71,9 +72,12 @@ async def read_usage(
     budgets: Sequence[Budget],
     *,
     by_task: ByTask | None = None,
+    tenant: str | None = None,
     most: int | None = None,
 ) -> Report:
-    """What the counters say. Rows by kind of task come from `by_task`, which has seen the audit log.
+    """What the counters say, of one `tenant` alone where it is named: its rows, its projection, its own budgets.
+
+    Rows by kind of task come from `by_task`, which has seen the audit log of all tenants.
 
     Raises:
         TooMany: there are more counters than `most`.
@@ -84,11 +88,15 @@ async def read_usage(
     # First, so that what is counted meanwhile is told twice rather than not at all.
     not_counted = 0 if by_task else await audit_reading.calls_after(nc, await _position(nc))
     counters: dict[Cell, int] = {}
+    seen = 0
     async for cell, amount in ledger.cells(nc, _days(first, today)):
-        if cell.day >= first:
-            counters[cell] = amount
-        if most is not None and len(counters) > most:
+        if cell.day < first:
+            continue
+        seen += 1
+        if most is not None and seen > most:
             raise TooMany(f"more than {most:,} counters since {first}")
+        if tenant in {None, cell.tenant}:
+            counters[cell] = amount
     costs: Counter[tuple[date, str]] = Counter()
     daily: Counter[date] = Counter()
     for cell, amount in counters.items():
@@ -103,7 +111,7 @@ async def read_usage(
         rows=tally.rows(in_time=by.is_time),
         total=tally.total(),
         projection_usd=projection(daily, now),
-        budgets=budget_shares(budgets, costs, today),
+        budgets=budget_shares([one for one in budgets if tenant in {None, one.tenant}], costs, today),
         not_counted=not_counted,
     )
 
@@ -152,12 +160,13 @@ class ByTask:
 
 
 class Question(BaseModel):
-    """What `llm.usage` is asked: how to group, and from which day (UTC) on; this month's first by itself."""
+    """What `llm.usage` is asked: how to group, from which day (UTC) on (this month's first by itself), and of whom."""
 
     model_config = ConfigDict(extra="forbid")
 
     by: By = By.MODEL
     since: Annotated[date, Field(strict=True)] | None = None
+    tenant: Token | None = None
 
     @classmethod
     def decode(cls, body: bytes) -> Question:
@@ -184,7 +193,7 @@ async def answer(nc: Client, body: bytes, budgets: Sequence[Budget], most_bytes:
     question, now = Question.decode(body), datetime.now(UTC)
     since = question.since or Period.MONTH.first_day(now.date())
     try:
-        report = await read_usage(nc, question.by, since, now, budgets, most=MAX_ANSWERED)
+        report = await read_usage(nc, question.by, since, now, budgets, tenant=question.tenant, most=MAX_ANSWERED)
     except TooMany as error:
         raise RequestError(ErrorType.TOO_LARGE, f"{error}: ask for a later `since`") from None
     except (jetstream.JetStreamError, jetstream.JetStreamUnavailable) as error:

@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
-from bridge import app, bodies
+from bridge import bodies, questions
 from processor.messages import MAX_BODY_BYTES
 from providers.scripted import ScriptedProvider
 from tests.bridge.edge import Edge, bridging, listen, our_broker
@@ -81,7 +81,7 @@ async def test_a_sidecars_refusal_comes_with_its_status(edge: Edge, start: Start
         ("POST", "/api/router", 404, "not_found", None),
         ("POST", "/api/route/", 404, "not_found", None),
         ("GET", "/docs", 404, "not_found", None),
-        ("GET", "/openapi.json", 404, "not_found", None),
+        ("GET", "/redoc", 404, "not_found", None),
     ],
 )
 async def test_what_is_not_served_says_so_in_the_same_form(
@@ -183,7 +183,7 @@ async def test_a_fault_of_our_own_is_logged_and_shows_nothing(edge: Edge, monkey
     def faulty(_: bytes) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr(app, "decode_request", faulty)
+    monkeypatch.setattr(questions, "decode_request", faulty)
     with capture_logs() as logged:
         status, fields = await edge.post(body())
     assert (status, fields["error"]["type"]) == (500, "internal")
