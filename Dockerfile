@@ -5,7 +5,7 @@ RUN python -m venv /opt/sidecar
 COPY requirements/run.txt requirements/build.txt requirements/
 RUN /opt/sidecar/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements/run.txt && /opt/sidecar/bin/pip check \
  && python -m pip install --no-cache-dir --require-hashes --no-deps -r requirements/build.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY processor processor
 COPY providers providers
 COPY bridge bridge

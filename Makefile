@@ -11,7 +11,7 @@ LOCK := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-$(INSTALLED): pyproject.toml requirements/dev.txt requirements/model.txt
+$(INSTALLED): pyproject.toml hatch_build.py requirements/dev.txt requirements/model.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make PYTHON=python3 …" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@# A lock is complete: pip has nothing to resolve, and would trip over a newer release of what an extra names.

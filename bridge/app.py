@@ -22,10 +22,13 @@ from bridge.observing import observing
 from bridge.openai_routes import openai
 from bridge.openapi import describe
 from bridge.page_headers import page_headers
+from bridge.pages import pages
 from bridge.questions import questions
 from bridge.rates import KeyRates
+from bridge.recent import recent
 from bridge.snapshot import Collector
 from bridge.traffic import Counting, Traffic
+from bridge.trail import trail
 from processor.config import Settings
 from processor.errors import ErrorType, RequestError
 
@@ -53,6 +56,9 @@ def create_app(line: Line, settings: Settings, keyring: Keyring, collector: Coll
     app.include_router(live(collector, traffic, keyring.authenticate if keyring.required else None))
     app.include_router(batches(line))
     app.include_router(questions(line))
+    app.include_router(recent(line))
+    app.include_router(trail(line))
+    app.include_router(pages())
 
     @app.get("/health")
     async def health() -> Response:

@@ -78,7 +78,7 @@ def _batch() -> Json:
     return _object(
         id=_TEXT,
         created_at={"type": "string", "format": "date-time"},
-        count={"type": "integer"},
+        count=_COUNT,
         ended={"type": "integer", "description": "Requests that nothing more will come of"},
         states=_object(**{one: {"type": "integer"} for one in states}),
         requests={"type": "array", "items": row},
@@ -118,6 +118,8 @@ _STEERING = [
 _OF_BATCHES = [one for one in _STEERING if one["name"] not in {"X-Sidecar-Priority", "X-Sidecar-Detach"}]
 _EVENTS = {"text/event-stream": {"schema": _TEXT}}
 
+_COUNT: Json = {"type": "integer"}
+
 OPERATIONS: dict[tuple[str, str], Json] = {
     ("post", "/api/chat"): {
         "parameters": _STEERING,
@@ -128,6 +130,14 @@ OPERATIONS: dict[tuple[str, str], Json] = {
                 "content": {"application/json": {"schema": _ref("FinalReply")}} | _EVENTS,
             }
         },
+    },
+    ("get", "/api/requests"): {
+        "responses": {
+            "200": _json("Ended requests, newest first", _object(requests={"type": "array"}, events_read=_COUNT))
+        }
+    },
+    ("get", "/api/requests/{request_id}/trail"): {
+        "responses": {"200": _json("Its audit events", _object(id=_TEXT, events={"type": "array"}))}
     },
     ("get", "/api/requests/{request_id}"): {"responses": {"200": _json("Where it stands", _ref("RequestState"))}},
     ("delete", "/api/requests/{request_id}"): {
@@ -151,9 +161,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
             "content": {"application/x-ndjson": {"schema": _TEXT, "example": _LINES}},
         },
         "responses": {
-            "202": _json(
-                "All are queued", _object(id=_TEXT, count={"type": "integer"}, ids={"type": "array", "items": _TEXT})
-            )
+            "202": _json("All are queued", _object(id=_TEXT, count=_COUNT, ids={"type": "array", "items": _TEXT}))
         },
     },
     ("get", "/api/batch/{batch}"): {
