@@ -9,6 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bridge import anthropic_models
+from bridge.anthropic_routes import anthropic
 from bridge.batch import batches
 from bridge.bodies import json_response
 from bridge.client_gone import ClientGone
@@ -51,7 +53,8 @@ def create_app(line: Line, settings: Settings, keyring: Keyring, collector: Coll
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.include_router(native(line, wait_s=settings.request_timeout))
-    app.include_router(openai(line))
+    app.include_router(openai(line, anthropic_models=anthropic_models))
+    app.include_router(anthropic(line))
     app.include_router(observing(collector, traffic, enabled=settings.enable_metrics))
     app.include_router(live(collector, traffic, keyring.authenticate if keyring.required else None))
     app.include_router(batches(line))

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from fastapi import Response
 
+from bridge.anthropic_errors import anthropic_error
 from bridge.bodies import error_response
 from bridge.openai_routes import error_response as openai_error
 from processor.errors import RequestError
@@ -20,7 +21,7 @@ class ErrorForm(Protocol):
     ) -> Response: ...
 
 
-_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/v1/", openai_error),)
+_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/v1/messages", anthropic_error), ("/v1/", openai_error))
 """Beginnings of paths, the longest first; every other path has the bridge's own form."""
 
 

@@ -20,6 +20,8 @@ OPEN: Final = frozenset({"/", "/health", "/ready", "/favicon.ico"})
 """What anybody may read: it holds no data."""
 FOR_OPERATORS: Final = frozenset({"/metrics"})
 _SPENDING: Final = frozenset({"/api/chat", "/api/batch"})
+_FREE: Final = frozenset({"/v1/messages/count_tokens"})
+"""Nobody is asked for its answer, and coding agents count often."""
 _EXPOSED: Final = (
     *(f"X-Sidecar-{name}" for name in ("Request-Id", "Model", "Provider", "Cost-Usd", "Route", "Cached", "Attempts")),
     *("X-Sidecar-Ignored", "X-Sidecar-Moved", "X-Sidecar-Warning", "X-Request-Id", "Request-Id", "Retry-After"),
@@ -101,7 +103,7 @@ def _is_open(scope: Scope) -> bool:
 
 def _spends(scope: Scope) -> bool:
     path: str = scope["path"]
-    return scope["method"] == "POST" and (path in _SPENDING or path.startswith("/v1/"))
+    return scope["method"] == "POST" and path not in _FREE and (path in _SPENDING or path.startswith("/v1/"))
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -38,6 +38,8 @@ MAX_MESSAGES = 1_000
 MAX_PARTS = 100
 MAX_TOOLS = 128
 MAX_SCHEMA_CHARS = 100_000
+MAX_DESCRIPTION_CHARS = 50_000
+"""Of a tool: coding agents explain theirs in more than 10,000."""
 MAX_TOKENS = 200_000
 MAX_DEADLINE_MS = 7 * 24 * 3600 * 1000
 MAX_ONLY = 64
@@ -112,7 +114,7 @@ JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 
 class ToolSpec(Model):
     name: Token
-    description: Annotated[str, StringConstraints(max_length=10_000)] = ""
+    description: Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION_CHARS)] = ""
     parameters: JsonObject = Field(default_factory=lambda: {"type": "object", "properties": {}})
 
 

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from bridge import app
+from bridge import questions
 from bridge.callers import NOBODY, Caller
 from bridge.guards import Guards
 from bridge.keyring import Keyring
@@ -413,7 +413,7 @@ async def test_a_key_is_in_no_log_no_answer_and_nothing_that_nats_keeps(
                     for path, sent in (("/api/chat", body()), ("/api/chat", b"{"), ("/api/route", body(tenant="x"))):
                         status, fields, told = await send(edge, "POST", path, headers, sent)
                         said.append(f"{status} {fields} {dict(told)}")
-            monkeypatch.setattr(app, "decode_request", faulty)
+            monkeypatch.setattr(questions, "decode_request", faulty)
             said.append(str(await send(edge, "POST", "/api/route", keys.bearer("shop"), body())))
             keys.path.write_text(f"{planted[0]}\n")
             await asyncio.sleep(0)

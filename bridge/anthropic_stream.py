@@ -1,0 +1,124 @@
+"""One answer's pieces as the stream events of Anthropic's Messages API. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from bridge.anthropic_answer import message_id, stop_reason, usage
+from bridge.anthropic_blocks import Blocks, Event
+from processor.errors import ErrorType, RequestError
+from processor.reply_bodies import FinalReply
+
+
+def torn() -> RequestError:
+    """A part of an answer was sent that is void now."""
+    return RequestError(
+        ErrorType.UNAVAILABLE,
+        "the answer was interrupted and has begun anew: what came so far is void; ask again",
+    )
+
+
+class MessageStream:
+    """What a client has been told of one message. Nothing is told before there is content."""
+
+    def __init__(self, request_id: str, model: str, input_tokens: int) -> None:
+        """`model` is the name that was asked for; `input_tokens` is an estimate that the end sets right."""
+        self._start: Event = {
+            "type": "message_start",
+            "message": {
+                "id": message_id(request_id),
+                "type": "message",
+                "role": "assistant",
+                "model": model,
+                "content": [],
+                "stop_reason": None,
+                "stop_sequence": None,
+                "usage": {
+                    "input_tokens": input_tokens,
+                    "cache_creation_input_tokens": 0,
+                    "cache_read_input_tokens": 0,
+                    "output_tokens": 1,
+                },
+            },
+        }
+        self._blocks = Blocks()
+        self.has_begun = False
+
+    def delta(self, body: bytes) -> list[Event]:
+        """The events for a delta's body.
+
+        Raises:
+            RequestError: the beginning of a tool call was lost on the way.
+        """
+        piece: dict[str, Any] = orjson.loads(body)
+        if call := piece.get("tool_call"):
+            found = self._call(**call)
+        elif thinking := piece.get("thinking"):
+            found = self._blocks.add_thinking(thinking)
+        elif text := piece["text"]:
+            found = self._blocks.add_text(text)
+        else:
+            return []
+        return self._begin(found)
+
+    def restarted(self) -> list[Event]:
+        """The answer begins anew: nothing to tell a client that knows nothing of it yet.
+
+        Raises:
+            RequestError: it knows a part; the stream has to end.
+        """
+        if self.has_begun:
+            raise torn()
+        self._blocks = Blocks()
+        return []
+
+    def final(self, reply: FinalReply) -> list[Event]:
+        """The rest of the answer, where some of its deltas were lost, and its end.
+
+        Raises:
+            RequestError: what was sent is no beginning of it.
+        """
+        found = self._rest(reply) + self._blocks.close()
+        told: Event = {"model": reply.model, "provider": reply.provider, "served_by": reply.served_by}
+        told |= {"cost_usd": float(reply.cost_usd), "route": reply.route.reason, "cached": reply.cached}
+        ended = {"stop_reason": stop_reason(reply), "stop_sequence": None}
+        found.append({"type": "message_delta", "delta": ended, "usage": usage(reply.usage), "sidecar": told})
+        found.append({"type": "message_stop"})
+        return self._begin(found)
+
+    def _begin(self, found: list[Event]) -> list[Event]:
+        """Before the first event stand the message's start and, as in Anthropic's own streams, a ping."""
+        if self.has_begun or not found:
+            return found
+        self.has_begun = True
+        return [self._start, {"type": "ping"}, *found]
+
+    def _rest(self, reply: FinalReply) -> list[Event]:
+        found: list[Event] = []
+        if rest := _after(self._blocks.text, reply.response):
+            found += self._blocks.add_text(rest)
+        sent = self._blocks.calls
+        if [call.id for call in sent] != [call.id for call in reply.tool_calls[: len(sent)]]:
+            raise torn()
+        for before, call in zip(sent, reply.tool_calls, strict=False):
+            if before.arguments or call.arguments != "{}":  # which stands for none
+                found += self._call(before.number, _after(before.arguments, call.arguments))
+        beyond = sent[-1].number + 1 if sent else 0
+        for number, call in enumerate(reply.tool_calls[len(sent) :], beyond):
+            found += self._call(number, call.arguments, call.id, call.name)
+        return found
+
+    def _call(self, index: int, arguments: str, id: str | None = None, name: str | None = None) -> list[Event]:
+        try:
+            return self._blocks.add_call(index, arguments, id=id, name=name)
+        except KeyError:
+            raise torn() from None
+
+
+def _after(sent: str, whole: str) -> str:
+    """What of `whole` was not sent."""
+    if not whole.startswith(sent):
+        raise torn()
+    return whole[len(sent) :]
