@@ -72,7 +72,7 @@ class Bridge:
                 beside = (line.keep(), collector.run(), self._keyring.watch(), _end(server, stopping))
                 background = [tasks.create_task(work) for work in beside]
                 serving = tasks.create_task(server.serve([self._listener]))
-                on_ready(self.url)
+                on_ready(f"dashboard and API on {self.url}")
                 await serving
                 for task in background:
                     task.cancel()

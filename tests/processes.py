@@ -61,7 +61,7 @@ async def running(*command: str, **settings: str) -> AsyncIterator[Sidecar]:
             sidecar.said.append(line.decode())
             if sidecar.said[-1].startswith("sidecar: ready on "):
                 sidecar.url = sidecar.said[-1].split()[-1]
-            elif sidecar.said[-1].startswith("sidecar: http://"):
+            elif sidecar.said[-1].startswith("sidecar: dashboard and API on "):
                 sidecar.http = sidecar.said[-1].split()[-1]
             if sidecar.http or (sidecar.url and command[0] == "processor"):
                 ready.set()
