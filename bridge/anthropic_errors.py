@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import Response
 
+from bridge.anthropic_fields import TOO_LONG
 from bridge.asking import Refused
 from bridge.bodies import json_response, retry_headers
 from processor.errors import ErrorType, RequestError
@@ -25,9 +26,8 @@ _FORMS: Mapping[ErrorType, tuple[int, str]] = {
     ErrorType.DEADLINE_EXCEEDED: (504, "timeout_error"),
     ErrorType.QUEUE_FULL: (529, "overloaded_error"),
 }
-_NO_WINDOW = (400, "invalid_request_error", "prompt is too long: ")
-"""What a sidecar finds too large has come to it whole: no window holds it. Anthropic says so with a status and with
-words of its own, at which coding agents shorten the talk."""
+_NO_WINDOW = (400, "invalid_request_error", f"{TOO_LONG}: ")
+"""What a sidecar finds too large has come to it whole: no window holds it."""
 _NO_RETRY = {"x-should-retry": "false"}
 """Obeyed by the SDKs, which would send a request again whose time is over."""
 

@@ -12,6 +12,8 @@ from processor.errors import ErrorType, RequestError
 
 REQUIRED = "Field required"
 """In Anthropic's words."""
+TOO_LONG = "prompt is too long"
+"""With status 400, Anthropic's words for a talk that no window holds, at which coding agents shorten it."""
 
 T = TypeVar("T")
 

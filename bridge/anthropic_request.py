@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from bridge.anthropic_fields import Fields, dumps, invalid
+from bridge.anthropic_fields import TOO_LONG, Fields, dumps, invalid
 from bridge.anthropic_turns import Talk, talk
 from bridge.ignored import Ignored
-from processor.errors import RequestError
+from processor.errors import ErrorType, RequestError
 from processor.estimate import base_tokens
 from processor.messages import MAX_TOKENS, ChatMessage, Request, ToolSpec, decode_request
 
@@ -108,7 +108,10 @@ def _decoded(wire: bytes, made: Talk) -> Request:
     try:
         return decode_request(wire)
     except RequestError as error:
-        raise RequestError(error.type, _in_their_words(error.message, made)) from None
+        said = _in_their_words(error.message, made)
+        if error.type is ErrorType.TOO_LARGE and error.message.startswith("messages") and "image" not in said:
+            raise invalid(TOO_LONG, said) from None
+        raise RequestError(error.type, said) from None
 
 
 def _in_their_words(message: str, made: Talk) -> str:

@@ -283,9 +283,17 @@ def test_what_is_wrong_is_named_as_the_client_wrote_it(sent: bytes, says: str) -
     assert (caught.value.type, caught.value.message[: len(says)]) == (ErrorType.INVALID_REQUEST, says)
 
 
-def test_too_much_text_is_too_large() -> None:
-    with pytest.raises(RequestError) as caught:
-        asked(body(user("x" * 1_000_001)))
+def test_a_talk_that_is_too_long_is_told_so_that_a_coding_agent_shortens_it() -> None:
+    for said in ("x" * 1_000_001, [text("x" * 500_000), text("x" * 500_001)]):
+        with pytest.raises(RequestError) as caught:
+            asked(body(user(said)))
+        assert caught.value.type is ErrorType.INVALID_REQUEST
+        assert caught.value.message.startswith("prompt is too long: messages")
+
+
+def test_an_image_that_is_too_large_is_named() -> None:
+    with pytest.raises(RequestError, match="image data of over") as caught:
+        asked(body(user([image(type="base64", media_type="image/png", data="A" * (6 * 1024 * 1024 + 4))])))
     assert caught.value.type is ErrorType.TOO_LARGE
 
 
