@@ -28,7 +28,7 @@ from processor.reply_bodies import FinalReply, ReplyEvent
 
 
 def anthropic(line: Line) -> APIRouter:
-    """The routes under /v1/messages, and `HEAD /`, with which coding agents look whether anybody is there."""
+    """The routes under /v1/messages."""
     router = APIRouter()
 
     @router.post("/v1/messages")
@@ -54,10 +54,6 @@ def anthropic(line: Line) -> APIRouter:
     async def count_tokens(request: Request) -> Response:
         """How many tokens a body will take, by estimate: no vendor is asked."""
         return json_response({"input_tokens": count(await read_body(request))})
-
-    @router.head("/")
-    async def is_there() -> Response:
-        return Response()
 
     return router
 
