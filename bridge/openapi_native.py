@@ -7,6 +7,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from bridge.batch_lines import MAX_LINES
+from bridge.ended import TERMINAL
+from bridge.recent import MAX_ROWS, MAX_SEARCH_CHARS, MAX_SEQ, ROWS
 from bridge.standing import State
 from processor.messages import MAX_BODY_BYTES, MAX_DEADLINE_MS, Request
 from processor.parts import TOKEN
@@ -40,7 +42,7 @@ def schemas() -> Json:
         "title": "ChatRequest",
         "properties": found["Request"]["properties"] | {"priority": _PRIORITY},
     }
-    return found | {"ChatRequest": chat, "RequestState": _standing(), "BatchState": _batch()}
+    return found | {"ChatRequest": chat, "RequestState": _standing(), "EndedRequests": _ended(), "BatchState": _batch()}
 
 
 def _ref(name: str) -> Json:
@@ -53,6 +55,7 @@ def _either(*schemas: Json) -> Json:
 
 _NULL: Json = {"type": "null"}
 _TEXT: Json = {"type": "string"}
+_WHOLE: Json = {"type": "integer", "minimum": 1}
 
 
 def _object(**properties: Json) -> Json:
@@ -71,6 +74,31 @@ def _standing() -> Json:
     )
 
 
+def _ended() -> Json:
+    number: Json = {"type": "number"}
+    row = _object(
+        id=_TEXT,
+        ended_at={"type": "string", "format": "date-time"},
+        outcome={"enum": sorted(TERMINAL)},
+        priority=_PRIORITY,
+        tenant=_TEXT,
+        model=_either(_TEXT, _NULL),
+        provider=_either(_TEXT, _NULL),
+        attempts={"type": "integer"},
+        finish_reason=_either(_TEXT, _NULL),
+        cost_usd=_either(number, _NULL),
+        cached={"type": "boolean"},
+        coalesced={"type": "boolean"},
+        took_ms=_either(number, _NULL),
+        error=_either(_object(kind=_TEXT, message=_TEXT), _NULL),
+    )
+    return _object(
+        requests={"type": "array", "items": row},
+        events_read={"type": "integer", "description": "How much of the audit log was looked at"},
+        next_before=_either(_WHOLE, _NULL),
+    )
+
+
 def _batch() -> Json:
     states = [*(str(one) for one in State), "missing"]
     row = _object(id=_TEXT, state={"enum": states})
@@ -78,7 +106,7 @@ def _batch() -> Json:
     return _object(
         id=_TEXT,
         created_at={"type": "string", "format": "date-time"},
-        count=_COUNT,
+        count={"type": "integer"},
         ended={"type": "integer", "description": "Requests that nothing more will come of"},
         states=_object(**{one: {"type": "integer"} for one in states}),
         requests={"type": "array", "items": row},
@@ -118,8 +146,6 @@ _STEERING = [
 _OF_BATCHES = [one for one in _STEERING if one["name"] not in {"X-Sidecar-Priority", "X-Sidecar-Detach"}]
 _EVENTS = {"text/event-stream": {"schema": _TEXT}}
 
-_COUNT: Json = {"type": "integer"}
-
 OPERATIONS: dict[tuple[str, str], Json] = {
     ("post", "/api/chat"): {
         "parameters": _STEERING,
@@ -132,12 +158,20 @@ OPERATIONS: dict[tuple[str, str], Json] = {
         },
     },
     ("get", "/api/requests"): {
-        "responses": {
-            "200": _json("Ended requests, newest first", _object(requests={"type": "array"}, events_read=_COUNT))
-        }
+        "parameters": [
+            _parameter("query", "search", _TEXT | {"maxLength": MAX_SEARCH_CHARS}, "Words that are all in a row"),
+            _parameter("query", "limit", _WHOLE | {"maximum": MAX_ROWS, "default": ROWS}, "The most that are listed"),
+            _parameter("query", "before", _WHOLE | {"maximum": MAX_SEQ}, "`next_before` of the page before"),
+        ],
+        "responses": {"200": _json("Ended requests, newest first", _ref("EndedRequests"))},
     },
     ("get", "/api/requests/{request_id}/trail"): {
-        "responses": {"200": _json("Its audit events", _object(id=_TEXT, events={"type": "array"}))}
+        "responses": {
+            "200": _json(
+                "Its audit events, in order",
+                _object(id=_TEXT, events={"type": "array", "items": {"type": "object"}}, more={"type": "boolean"}),
+            )
+        }
     },
     ("get", "/api/requests/{request_id}"): {"responses": {"200": _json("Where it stands", _ref("RequestState"))}},
     ("delete", "/api/requests/{request_id}"): {
@@ -161,7 +195,9 @@ OPERATIONS: dict[tuple[str, str], Json] = {
             "content": {"application/x-ndjson": {"schema": _TEXT, "example": _LINES}},
         },
         "responses": {
-            "202": _json("All are queued", _object(id=_TEXT, count=_COUNT, ids={"type": "array", "items": _TEXT}))
+            "202": _json(
+                "All are queued", _object(id=_TEXT, count={"type": "integer"}, ids={"type": "array", "items": _TEXT})
+            )
         },
     },
     ("get", "/api/batch/{batch}"): {

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -32,12 +32,7 @@ READ_WITHIN_S: Final = 10.0
 READERS: Final = 4
 """Questions that one bridge reads for at once; the others wait."""
 _ALL: Final = "llm.audit.*.*"
-_MAX_SEQ: Final = 2**63 - 1
-_PARAMETERS: Final[list[dict[str, Any]]] = [
-    {"name": "search", "in": "query", "schema": {"type": "string", "maxLength": MAX_SEARCH_CHARS}},
-    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_ROWS, "default": ROWS}},
-    {"name": "before", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": _MAX_SEQ}},
-]
+MAX_SEQ: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +49,7 @@ def recent(line: Line) -> APIRouter:
     router = APIRouter(prefix="/api")
     readers = asyncio.Semaphore(READERS)
 
-    @router.get("/requests", openapi_extra={"parameters": _PARAMETERS})
+    @router.get("/requests")
     async def ended(request: Request) -> Response:
         """Ended requests, newest first. `search`: words that are all in the id, tenant, model, outcome or error."""
         search, limit, before = _question(request)
@@ -86,7 +81,7 @@ def _question(request: Request) -> tuple[str, int, int | None]:
     search = query.get("search", "")
     if len(search) > MAX_SEARCH_CHARS:
         raise RequestError(ErrorType.INVALID_REQUEST, f"search: at most {MAX_SEARCH_CHARS} characters")
-    before = _whole(query.get("before"), "before", _MAX_SEQ)
+    before = _whole(query.get("before"), "before", MAX_SEQ)
     return search, _whole(query.get("limit"), "limit", MAX_ROWS) or ROWS, before
 
 

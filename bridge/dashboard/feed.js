@@ -1,6 +1,6 @@
 // The live feed: one snapshot a second over a WebSocket, taken up again by itself after every loss.
 
-import { askForKey, key } from "./session.js";
+import { askForKey, key, NEEDED } from "./session.js";
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 5_000;
@@ -36,8 +36,7 @@ export function follow(onSnapshot, onState) {
     socket = null;
     if (code === 4401 || code === 4403) {
       onState("waiting", code === 4403 ? "this key is not an operator's" : "an API key is needed");
-      const why = code === 4403 ? "This key may not see the dashboard: give an operator's." : "The bridge wants a valid API key.";
-      if (!(await askForKey(why))) return;
+      if (!(await askForKey(code === 4403 ? "This key may not see the dashboard: give an operator's." : NEEDED))) return;
       losses = 0;
       return connect();
     }

@@ -1,6 +1,6 @@
 // What is being worked on now, oldest first, each with a button that cancels it.
 
-import { announce, attr, byId, el, keyed, row, text } from "./dom.js";
+import { attr, byId, el, keyed, row, text } from "./dom.js";
 import { count, seconds } from "./format.js";
 import { json, said } from "./session.js";
 import { open } from "./trail.js";
@@ -23,7 +23,7 @@ export function show(snapshot) {
   for (const id of cancelling) if (!requests.some((request) => request.id === id)) cancelling.delete(id);
   text(byId("in-flight-count"), total > requests.length ? `the oldest ${count(requests.length)} of ${count(total)}` : count(total));
   byId("in-flight-none").hidden = requests.length > 0;
-  byId("in-flight-none").previousElementSibling.hidden = requests.length === 0;
+  byId("in-flight-rows").closest(".scroll").hidden = requests.length === 0;
   keyed(byId("in-flight-rows"), requests, (request) => request.id, create, update);
 }
 
@@ -52,11 +52,10 @@ async function cancel(id, button) {
   text(button, "Cancelling…");
   try {
     await json(`api/requests/${encodeURIComponent(id)}`, { method: "DELETE" });
-    announce(`${id} is being cancelled`);
+    text(byId("in-flight-said"), `${id} is being cancelled.`);
   } catch (error) {
     cancelling.delete(id);
     text(button, "Cancel");
-    announce(`${id} is not cancelled: ${said(error)}`);
-    attr(button, "title", said(error));
+    text(byId("in-flight-said"), `${id} is not cancelled: ${said(error)}`);
   }
 }

@@ -2,7 +2,7 @@
 
 import { attr, byId, el, keyed, row, text } from "./dom.js";
 import { clock, count, plural, seconds, usd } from "./format.js";
-import { json, said } from "./session.js";
+import { json, key, said } from "./session.js";
 import { open } from "./trail.js";
 
 const PAGE = 25;
@@ -34,7 +34,8 @@ export function begin() {
     const button = event.target.closest("button");
     if (button) open(button.closest("tr").dataset.key);
   });
-  read({ quietly: true });
+  document.addEventListener("keygiven", () => read({ quietly: true }));
+  if (key()) read({ quietly: true }); // without one, the feed's first snapshot says that none is needed
 }
 
 /** Read again where requests have ended since, unless someone is looking at older ones. */

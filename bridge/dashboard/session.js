@@ -2,6 +2,7 @@
 
 import { byId, text } from "./dom.js";
 
+export const NEEDED = "The bridge wants a valid API key.";
 const NAME = "sidecar-key";
 let asking = null;
 
@@ -37,6 +38,7 @@ function ask(why) {
       if (!entered) return;
       sessionStorage.setItem(NAME, entered);
       byId("key-button").hidden = false;
+      document.dispatchEvent(new Event("keygiven"));
       dialog.close("given");
     };
     form.addEventListener("submit", given);
@@ -50,9 +52,10 @@ function ask(why) {
 
 /** `fetch` with the key. Where the bridge wants one, or another, it is asked for, and the request sent again. */
 export async function send(path, init = {}) {
+  const used = key();
   const answer = await fetch(path, { ...init, headers: { ...init.headers, ...bearer() } });
-  if (answer.status === 401 && (await askForKey("The bridge wants an API key for this."))) return send(path, init);
-  return answer;
+  if (answer.status !== 401) return answer;
+  return used !== key() || (await askForKey(NEEDED)) ? send(path, init) : answer;
 }
 
 function bearer() {

@@ -62,7 +62,7 @@ function slowest(providers) {
 function budget(spend) {
   const tightest = (spend?.budgets ?? []).reduce((most, one) => (one.share > (most?.share ?? -1) ? one : most), null);
   const share = tightest?.share ?? null;
-  set("budget", percent(share), tightest?.budget ?? "none is set", share >= 1 ? "full" : share >= NEAR ? "high" : "fine");
+  set("budget", percent(share), tightest?.budget.replace(/^the /, "") ?? "none is set", share >= 1 ? "full" : share >= NEAR ? "high" : "fine");
 }
 
 function sum(items, of) {

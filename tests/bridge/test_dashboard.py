@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from nats.aio.client import Client
-from playwright.async_api import Page, WebSocketRoute, expect
+from playwright.async_api import Page, expect
 from prometheus_client.parser import text_string_to_metric_families
 
 from providers.base import Finished, FinishReason, Opened, Prompt, Text, TextDelta, Usage
@@ -333,31 +335,40 @@ async def test_the_theme_is_the_systems_until_it_is_chosen_and_the_choice_stays(
     assert await background() == light
 
 
-async def test_a_key_is_asked_for_once_and_sent_first_and_with_every_request(chromium: str, edge: Edge) -> None:
-    seen = list[Any]()
-
-    def with_keys(socket: WebSocketRoute) -> None:
-        server = socket.connect_to_server()
-
-        async def first(message: str | bytes) -> None:
-            seen.append(orjson.loads(message))
-            if seen[-1] != {"key": "sk-sidecar-right"}:
-                await socket.close(code=4401, reason="this key is not known")
-
-        socket.on_message(first)
-        server.on_message(lambda message: socket.send(message) if seen[-1:] == [{"key": "sk-sidecar-right"}] else None)
-
-    async with viewing(chromium, "about:blank") as viewed:
-        await viewed.page.route_web_socket("**/ws", with_keys)
-        await viewed.page.goto(edge.url)
-        for key in ("sk-sidecar-wrong", "sk-sidecar-right"):
-            await expect(viewed.page.locator("#key-dialog")).to_be_visible()
-            await viewed.page.get_by_label("Key", exact=True).fill(key)
-            await viewed.page.keyboard.press("Enter")
-            await expect(viewed.page.locator("#key-dialog")).to_be_hidden()
+async def test_a_key_is_asked_for_until_it_is_known_and_one_that_is_no_operators_still_tries_and_lists_its_own(
+    chromium: str, nc: Client, nats_url: str, start: StartProcessor, tmp_path: Path
+) -> None:
+    await start({"anthropic": ScriptedProvider(script)})
+    keys = {name: f"sk-sidecar-{name}-{'x' * 40}" for name in ("boss", "shop", "unknown")}
+    hashes = {name: hashlib.sha256(key.encode()).hexdigest() for name, key in keys.items()}
+    (tmp_path / "keys.toml").write_text(
+        f'[keys.boss]\nsha256 = "{hashes["boss"]}"\noperator = true\n'
+        f'[keys.shop]\nsha256 = "{hashes["shop"]}"\ntenant = "shop"\n',
+        "utf-8",
+    )
+    async with (
+        bridging(nats_url, sidecar_api_keys=str(tmp_path / "keys.toml")) as edge,
+        viewing(chromium, edge.url) as viewed,
+    ):
+        asked = {"Authorization": f"Bearer {keys['boss']}"}
+        async with edge.client.post("/api/chat", data=body("not the shop's", tenant="bank"), headers=asked) as response:
+            assert response.status == 200
+        for name, why in (("unknown", "valid API key"), ("shop", "valid API key"), (None, "an operator's")):
+            await expect(viewed.page.locator("#key-why")).to_contain_text(why)
+            if name is not None:
+                await viewed.page.get_by_label("Key", exact=True).fill(keys[name])
+                await viewed.page.keyboard.press("Enter")
+        await viewed.page.keyboard.press("Escape")
+        await expect(viewed.page.locator("#banner")).to_contain_text("not an operator's")
+        await viewed.page.fill("#try-text", "one two")
+        await viewed.page.click("#try-send")
+        await expect(viewed.page.locator("#try-state")).to_have_text("done")
+        await viewed.page.click("#refresh")
+        await expect(viewed.page.locator("#search-said")).to_contain_text("1 request, all")
+        await viewed.page.click("#key-button")
+        await viewed.page.get_by_label("Key", exact=True).fill(keys["boss"])
+        await viewed.page.keyboard.press("Enter")
         await live(viewed.page)
-        assert seen == [{"key": ""}, {"key": "sk-sidecar-wrong"}, {"key": "sk-sidecar-right"}]
-        async with viewed.page.expect_request("**/api/requests?*") as asked:
-            await viewed.page.click("#refresh")
-        assert (await (await asked.value).all_headers())["authorization"] == "Bearer sk-sidecar-right"
-        assert "sk-sidecar-right" not in await viewed.page.content()
+        await expect(viewed.page.locator("#request-rows tr")).to_have_count(2)
+        page = await viewed.page.content()
+        assert not any(key in page for key in keys.values())
