@@ -27,10 +27,11 @@ from processor.tasks import happens
 
 EVERY_S = 1.0
 GATHER_S = 0.3
-"""How long replicas have for their answers; one that comes later counts in the next snapshot."""
+"""How long replicas have for their answers."""
 GONE_S = 3.0
 """A replica that has said nothing for so long is gone."""
-ANSWERS_WITHIN_S = 0.5
+ANSWERS_WITHIN_S = 1.5
+"""How long the broker has, and a replica that was there before; and any where none has answered: a busy one is not gone."""
 LATEST_WITHIN_S = 2.0
 MAX_REPLICAS: Final = 64
 _PENDING: Final = 4 * MAX_REPLICAS
@@ -58,6 +59,10 @@ class Collector:
         """The connection that we have subscribed on."""
         self._inbox = ""
         self._heard: dict[str, Heard] = {}
+        self._told = asyncio.Event()
+        """An answer has come, or that there will be none."""
+        self._nobody = False
+        """No replica has subscribed to the question."""
         self.alerts = HeardAlerts()
         self._spend = Spend(line)
         self._frame: Frame | None = None
@@ -161,13 +166,23 @@ class Collector:
             self._bus, self._inbox = bus, inbox
 
     async def _gather(self, bus: Bus) -> None:
+        asked, self._nobody = time.monotonic(), False
         with suppress(nats.errors.Error, OSError):  # nobody answers then, and it shows
             await bus.publish("$SRV.STATS.sidecar", b"", reply=self._inbox)
             await asyncio.sleep(GATHER_S)
+            while self._is_missed(asked) and (left_s := asked + ANSWERS_WITHIN_S - time.monotonic()) > 0:
+                self._told.clear()
+                await happens(self._told, left_s)
+
+    def _is_missed(self, asked: float) -> bool:
+        """Whether one that was there before, or any at all, has not answered since it was `asked`, and still may."""
+        return not self._nobody and (not self._heard or any(one.at < asked for one in self._heard.values()))
 
     async def _on_statistics(self, msg: Msg) -> None:
+        self._told.set()
         if not msg.data:
-            return  # nobody is there
+            self._nobody = True
+            return
         try:
             name, figures = decode_statistics(msg.data)
         except ValueError as error:

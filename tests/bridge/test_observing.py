@@ -12,6 +12,7 @@ import orjson
 import psutil
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
@@ -23,9 +24,9 @@ from providers.base import Opened, TextDelta
 from providers.errors import ModelGone
 from providers.scripted import Pause, ScriptedProvider
 from tests.bridge.edge import Edge, bridging
-from tests.conftest import StartProcessor, nats_server
+from tests.conftest import StartProcessor, nats_server, running_processor
 from tests.processor.test_end_to_end import answer, slow
-from tests.talk import ask, body
+from tests.talk import ask, body, listen
 from tests.wait import wait_until
 
 Series = tuple[str, frozenset[tuple[str, str]]]
@@ -280,6 +281,19 @@ async def test_it_is_ready_while_a_sidecar_is_there_that_can_call_somebody(
     await fresh(edge)
     status, said = await ready(edge)
     assert (status, said["checks"]["provider"]) == (200, {"ok": True, "why": None, "callable": ["anthropic"]})
+
+
+async def test_a_busy_sidecar_that_answers_late_is_not_taken_for_gone(nc: Client, nats_url: str) -> None:
+    async with running_processor(nats_url, {"anthropic": ScriptedProvider()}):
+        told = await nc.request("$SRV.STATS.sidecar", b"", timeout=5)
+
+    async def late(msg: Msg) -> None:
+        await asyncio.sleep(2 * snapshot_module.GATHER_S)
+        await nc.publish(msg.reply, told.data)
+
+    await listen(nc, "$SRV.STATS.sidecar", late)
+    async with bridging(nats_url) as edge:
+        assert (await ready(edge))[0] == 200
 
 
 async def test_without_a_broker_it_is_not_ready_and_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
