@@ -48,7 +48,7 @@ def batches(line: Line) -> APIRouter:
         body = await read_body(request)
         async with free:
             lines = await asyncio.to_thread(read_lines, body, lambda asked: _allowed(steer, asked, who))
-            await request.app.state.rates.count(who, len(lines) - 1)  # one was counted at the door
+            await request.app.state.rates.count(who, len(lines) - 1, counted=1)  # one at the door
             key = steer.key or secrets.token_urlsafe(18)
             batch = await asyncio.to_thread(_batch, lines, who, key)
             shown = {KEY_HEADER: key}

@@ -63,8 +63,8 @@ class KeyRates:
         self._gates: dict[str, _Gate] = {}
         """One a key that is limited: as many as there are keys."""
 
-    async def count(self, who: Caller, requests: int = 1) -> None:
-        """Count so many requests of the caller's key, or none of them.
+    async def count(self, who: Caller, requests: int = 1, *, counted: int = 0) -> None:
+        """Count so many requests of the caller's key, or none of them, beside what was `counted` just before.
 
         Raises:
             RequestError: `rate_limited`, with the time after which they fit if nobody else comes; `too_large` for
@@ -73,8 +73,8 @@ class KeyRates:
         name, rpm = who.name, self._keyring.rpm(who.name)
         if rpm is None or requests < 1:
             return
-        if requests > rpm:
-            raise RequestError(ErrorType.TOO_LARGE, f"{requests} requests at once; this key may make {rpm} a minute")
+        if (together := requests + counted) > rpm:
+            raise RequestError(ErrorType.TOO_LARGE, f"{together} requests at once; this key may make {rpm} a minute")
         gate, mine = self._gates.setdefault(name, _Gate()), _Asked(Admit({"": {"rpm": rpm}}, Need(requests)))
         gate.waiting[mine] = None
         try:

@@ -31,7 +31,7 @@ GATHER_S = 0.3
 GONE_S = 3.0
 """A replica that has said nothing for so long is gone."""
 ANSWERS_WITHIN_S = 1.5
-"""How long the broker has, and a replica that was there before; and any where none has answered: a busy one is not gone."""
+"""How long the broker has, and replicas that were there before, or any where none has answered: busy is not gone."""
 LATEST_WITHIN_S = 2.0
 MAX_REPLICAS: Final = 64
 _PENDING: Final = 4 * MAX_REPLICAS
