@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from bridge import openai_models
 from bridge.asking import Ask, Refused, Run, refusal
 from bridge.bodies import REQUEST_ID_HEADER, json_response, read_body, reply_headers, retry_headers
-from bridge.callers import Caller, caller
+from bridge.callers import caller
 from bridge.client_gone import ClientGone, unless_gone
 from bridge.line import Line
 from bridge.openai_answer import completion
@@ -22,6 +22,7 @@ from bridge.openai_models import Row
 from bridge.openai_request import Asked, decode
 from bridge.openai_stream import Chunks
 from bridge.patience import SDK_HEADER, USUAL_S, patience_ms
+from bridge.questions import models_of
 from bridge.sse import EventStream, event
 from bridge.steering import steering
 from processor.errors import ErrorType, RequestError
@@ -67,12 +68,12 @@ def openai(line: Line, *, anthropic_models: ModelList = openai_models) -> APIRou
     @router.get("/models")
     async def list_models(request: Request) -> Response:
         """The models that can be called now."""
-        return json_response(listing(request).models(await _rows(line, caller(request))))
+        return json_response(listing(request).models(await models_of(line, caller(request))))
 
     @router.get("/models/{name:path}")
     async def retrieve_model(request: Request, name: str) -> Response:
         """One of them, by its alias or its vendor's id."""
-        found = listing(request).model(await _rows(line, caller(request)), name)
+        found = listing(request).model(await models_of(line, caller(request)), name)
         if found is None:
             raise RequestError(ErrorType.NOT_FOUND, f"model: none that can be called now is named {name[:128]!r}")
         return json_response(found)
@@ -153,10 +154,3 @@ async def _chunks(run: Run, asked: Asked) -> AsyncGenerator[bytes]:
         await run.abandon()
         raise
     yield _DONE
-
-
-async def _rows(line: Line, who: Caller) -> list[Row]:
-    """What `llm.models` lists, of what the caller may ask for."""
-    answer = await line.ask("llm.models", b"")
-    rows: list[Row] = orjson.loads(answer.data)["models"]
-    return [row for row in rows if who.models is None or not who.models.isdisjoint((row["model"], row["id"]))]

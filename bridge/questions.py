@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -39,13 +41,17 @@ def questions(line: Line) -> APIRouter:
     @router.get("/models")
     async def models(request: Request) -> Response:
         """The models of the catalog that the caller may name: their abilities, and whether they can be called now."""
-        answer, allowed = _answer(await line.ask("llm.models", b"")), caller(request).models
-        if allowed is None:
-            return json_response(answer)
-        rows = [row for row in orjson.loads(answer)["models"] if {row["model"], row["id"]} & allowed]
-        return json_response({"models": rows})
+        return json_response({"models": await models_of(line, caller(request))})
 
     return router
+
+
+async def models_of(line: Line, who: Caller) -> list[dict[str, Any]]:
+    """The rows of `llm.models` that the caller may ask for, by any of their names. Raises RequestError."""
+    rows: list[dict[str, Any]] = orjson.loads(_answer(await line.ask("llm.models", b"")))["models"]
+    if (allowed := who.models) is None:
+        return rows
+    return [row for row in rows if not allowed.isdisjoint((row["model"], row["id"], *row.get("also", ())))]
 
 
 def _answer(msg: Msg) -> bytes:

@@ -135,6 +135,7 @@ def _models(
         {
             "model": alias,
             "id": model.id,
+            "also": list(model.also),
             "provider": model.provider,
             "context": model.context,
             "max_output": model.max_output,

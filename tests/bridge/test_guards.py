@@ -22,6 +22,7 @@ from bridge.keyring import Keyring
 from bridge.line import Line
 from bridge.rates import KeyRates
 from processor import jetstream, subjects
+from processor.catalog import load_catalog
 from processor.keys import hashed, new_key
 from providers.base import Opened, TextDelta
 from providers.scripted import Pause, ScriptedProvider
@@ -275,6 +276,20 @@ async def test_a_key_is_answered_by_its_models_alone_for_auto_and_by_name(
     assert groq.calls == 0
 
 
+async def test_a_key_sees_its_models_by_whichever_name_it_has_them(
+    nc: Client, nats_url: str, keys: Keys, start: StartProcessor
+) -> None:
+    spelling = next(name for name in load_catalog().models["haiku"].also)
+    keys.add("spelled", models=[spelling])
+    await start({"anthropic": ScriptedProvider(answer())})
+    async with guarded(nats_url, keys) as edge:
+        assert (await send(edge, "POST", "/api/chat", keys.bearer("spelled"), body(model=spelling)))[0] == 200
+        listed = (await send(edge, "GET", "/api/models", keys.bearer("spelled")))[1]["models"]
+        assert [row["model"] for row in listed] == ["haiku"]
+        listed = (await send(edge, "GET", "/v1/models", keys.bearer("spelled")))[1]["data"]
+        assert [row["id"] for row in listed] == ["auto", "haiku"]
+
+
 async def test_metrics_are_for_operators(nc: Client, nats_url: str, keys: Keys) -> None:
     keys.add("shop")
     keys.add("boss", operator=True)
@@ -299,6 +314,18 @@ async def test_who_asks_too_often_is_told_when_to_come_back_whichever_bridge_it_
             assert (await send(two, "POST", path, keys.bearer("slow"), body()))[0] == 429
         assert (await send(one, "GET", "/api/requests/x", keys.bearer("slow")))[0] == 404  # reading is not counted
         assert (await kind(one, "POST", "/api/chat", keys.bearer("other"), body()))[0] == 503
+
+
+async def test_a_batch_that_fits_into_no_minute_is_refused_for_good_and_one_that_does_is_taken(
+    nc: Client, nats_url: str, keys: Keys
+) -> None:
+    keys.add("shop", rpm=3)
+    keys.add("market", rpm=3)
+    async with guarded(nats_url, keys) as edge:
+        refused = await kind(edge, "POST", "/api/batch", keys.bearer("shop"), b"\n".join([body()] * 4))
+        assert refused[:2] == (413, "too_large")
+        taken = await send(edge, "POST", "/api/batch", keys.bearer("market"), b"\n".join([body()] * 3))
+        assert taken[0] == 202
 
 
 # --- pages of other sites -------------------------------------------------------------------
