@@ -321,16 +321,22 @@ class Worker:
         await self._close(job, outbox, ending, event if first else None)
 
     async def _store(self, job: Job, ending: Ending) -> bool:
-        """Keep trying while the broker is in trouble: to hand an answer back would be to pay for it again."""
-        request_id = job.delivery.request_id
+        """Keep trying while the broker is in trouble: to hand an answer back would be to pay for it again.
+
+        True: it counts, also where only the acknowledgement of an earlier try was lost.
+        """
+        request_id, was_sent = job.delivery.request_id, False
         while True:
             try:
-                if time.monotonic() - job.began > LONG_S and await self._replies.ending(request_id) is not None:
-                    return False
-                return await self._replies.store(request_id, ending)
+                is_late = time.monotonic() - job.began > LONG_S and await self._replies.ending(request_id) is not None
+                if not is_late and await self._replies.store(request_id, ending):
+                    return True
+                kept = await self._replies.ending(request_id) if was_sent else None
+                return kept is not None and kept.body == ending.body
             except _BROKER_TROUBLE as error:
                 if self._leaving:
                     raise
+                was_sent = True
                 log.warning("ending not stored yet", id=request_id, error=repr(error))
                 await asyncio.sleep(_STORE_AGAIN_S)
 

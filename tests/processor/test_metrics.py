@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from nats.aio.client import Client
 
 from processor import subjects
+from processor.jetstream import JetStreamUnavailable
+from processor.replies import Ending, Replies
 from processor.service import Processor
 from providers.base import Opened, Prompt, Text
 from providers.errors import ModelGone, VendorError
@@ -88,6 +91,27 @@ async def test_what_goes_on_elsewhere_is_given_back_and_not_lost(nc: Client, sta
     await wait_until(lambda: processor.load()["running"] == 0)
     assert (lane(processor)["received"], lane(processor)["given_back"]) == (1, 1)
     assert nobody_is_missing(processor)
+
+
+async def test_an_ending_whose_acknowledgement_was_lost_is_counted_all_the_same(
+    nc: Client, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("processor.worker._STORE_AGAIN_S", 0.01)
+    store, tries = Replies.store, list[str]()
+
+    async def stored_in_silence(replies: Replies, request_id: str, ending: Ending) -> bool:
+        tries.append(request_id)
+        first = await store(replies, request_id, ending)
+        if len(tries) == 1:
+            raise JetStreamUnavailable("no answer")
+        return first
+
+    monkeypatch.setattr(Replies, "store", stored_in_silence)
+    processor = await start({"anthropic": ScriptedProvider(answer())})
+    assert (await ask(nc, body()))["response"]
+    await wait_until(lambda: processor.load()["running"] == 0)
+    assert len(tries) == 2
+    assert (lane(processor)["outcomes"]["completed"], lane(processor)["given_back"]) == (1, 0)
 
 
 async def test_a_request_that_is_withdrawn_from_the_queue_has_an_outcome_too(nc: Client, start: StartProcessor) -> None:
