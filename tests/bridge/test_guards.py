@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import orjson
 import pytest
@@ -170,6 +171,23 @@ async def test_keys_are_added_and_removed_while_the_bridge_runs_and_a_broken_fil
             await wait_until(lambda: told("two", 401))
     assert "keys.one.sha256" in str(logged)
     assert not any(key in str(logged) for key in keys.of.values())
+
+
+async def test_a_watcher_whose_key_is_taken_away_sees_no_more(
+    nc: Client, nats_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.keyring.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("bridge.live.LOOK_AGAIN_S", 0.1)
+    keys.add("one", operator=True)
+    keys.add("two", operator=True)
+    async with guarded(nats_url, keys) as edge, edge.client.ws_connect("/ws") as feed:
+        await feed.send_json({"key": keys.of["one"]})
+        assert orjson.loads(await feed.receive_str())["v"] == 1
+        keys.remove("one")
+        async with asyncio.timeout(10):
+            while (await feed.receive()).type is aiohttp.WSMsgType.TEXT:
+                pass
+        assert feed.close_code == 4401
 
 
 async def test_openais_own_client_shows_its_key_and_understands_why_it_is_not_let_in(
