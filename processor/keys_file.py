@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def read_document(path: Path) -> tomlkit.TOMLDocument:
 
 
 def write_document(path: Path, document: tomlkit.TOMLDocument) -> None:
-    """Put `document` in the file's place, all at once, readable for its owner alone.
+    """Put `document` in the file's place, all at once: a new one readable for its owner alone, else for who could.
 
     Raises:
         Fatal: what it would hold is wrong, or it cannot be written.
@@ -86,6 +87,7 @@ def write_document(path: Path, document: tomlkit.TOMLDocument) -> None:
                 out.write(text)
                 out.flush()
                 os.fsync(out.fileno())
+            _keep_access(target, temporary)
             Path(temporary).replace(target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -93,3 +95,14 @@ def write_document(path: Path, document: tomlkit.TOMLDocument) -> None:
             raise
     except OSError as error:
         raise Fatal(f"{path} cannot be written ({error.strerror})") from None
+
+
+def _keep_access(old: Path, new: str) -> None:
+    """Whoever could read the old file can read the new one, where we may say so: the bridge may be another user."""
+    if not old.exists():
+        return
+    was = old.stat()
+    if sys.platform != "win32":
+        with contextlib.suppress(PermissionError):
+            os.chown(new, was.st_uid, was.st_gid)
+    os.chmod(new, stat.S_IMODE(was.st_mode))

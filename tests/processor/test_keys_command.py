@@ -39,6 +39,13 @@ def test_a_key_is_printed_once_and_only_its_hash_is_kept(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["keys.toml"]
 
 
+def test_whoever_could_read_the_file_can_read_the_next(file: Path) -> None:
+    keys("add", "one")
+    file.chmod(0o640)  # the bridge is another user, of this group
+    keys("add", "two")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
 def test_what_a_key_allows_is_listed_with_its_tenants_budget(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog = file.parent.parent / "catalog.toml"
     catalog.write_text("[budgets.tenants.shop]\ndaily_usd = 5\nhard = true\n")
