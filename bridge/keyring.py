@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,6 +40,8 @@ class Keyring:
         listed = settings.sidecar_api_keys.get_secret_value()
         try:
             if self._path is None:
+                if os.path.isfile(listed.strip()):  # Path's own raises for a name that is too long
+                    raise KeysError("a file of keys has a name that ends in .toml; this one would be a key itself")
                 self._keys = plain_keys(listed)
                 if guessable(listed):
                     log.warning("a key of SIDECAR_API_KEYS is so short that it can be guessed: `sidecar keys add`")
@@ -67,7 +70,7 @@ class Keyring:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             if self._path is not None:
-                self._look(self._path)
+                await asyncio.to_thread(self._look, self._path)  # many keys take half a second to read
 
     def _look(self, path: Path) -> None:
         if (stamp := _stamp(path)) == self._stamp:

@@ -24,6 +24,7 @@ from bridge.line import Line
 from bridge.rates import KeyRates
 from processor import jetstream, subjects
 from processor.catalog import load_catalog
+from processor.exits import Fatal
 from processor.keys import hashed, new_key
 from providers.base import Opened, TextDelta
 from providers.scripted import Pause, ScriptedProvider
@@ -141,6 +142,13 @@ async def test_a_plain_key_of_the_settings_may_do_everything(nc: Client, nats_ur
             for headers in ({"x-api-key": key}, {"Authorization": f"Bearer {key}"}):
                 assert (await send(edge, "GET", "/metrics", headers))[0] != 401
         assert (await send(edge, "GET", "/metrics", {"x-api-key": new_key()}))[0] == 401
+
+
+def test_a_file_of_keys_by_another_name_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("")
+    with pytest.raises(Fatal, match="ends in .toml"):
+        Keyring(make_settings(sidecar_api_keys=str(tmp_path / "keys")))
+    assert Keyring(make_settings(sidecar_api_keys="/" + "k" * 5000)).required
 
 
 async def test_keys_are_added_and_removed_while_the_bridge_runs_and_a_broken_file_changes_nothing(
