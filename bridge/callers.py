@@ -34,7 +34,7 @@ NOBODY = Caller("nobody", tenant="", models=frozenset(), priorities=frozenset())
 
 
 def caller(connection: HTTPConnection) -> Caller:
-    """Who has sent this, as the check at the door has found."""
-    found = connection.scope.get("caller", ANYBODY)
+    """Who has sent this, as the check at the door has found; what did not come through the door is nobody's."""
+    found = connection.scope["caller"]
     assert isinstance(found, Caller)
     return found

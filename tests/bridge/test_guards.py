@@ -146,7 +146,7 @@ async def test_a_plain_key_of_the_settings_may_do_everything(nc: Client, nats_ur
 
 def test_a_file_of_keys_by_another_name_is_no_key(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("")
-    with pytest.raises(Fatal, match="ends in .toml"):
+    with pytest.raises(Fatal, match="ends in"):
         Keyring(make_settings(sidecar_api_keys=str(tmp_path / "keys")))
     assert Keyring(make_settings(sidecar_api_keys="/" + "k" * 5000)).required
 
