@@ -19,9 +19,9 @@ from processor.errors import ErrorType, RequestError
 OPEN: Final = frozenset({"/", "/health", "/ready", "/favicon.ico"})
 """What anybody may read: it holds no data."""
 FOR_OPERATORS: Final = frozenset({"/metrics"})
-_SPENDING: Final = frozenset({"/api/chat", "/api/batch"})
-_FREE: Final = frozenset({"/v1/messages/count_tokens"})
-"""Nobody is asked for its answer, and coding agents count often."""
+_FREE: Final = frozenset({"/v1/messages/count_tokens", "/api/route"})
+"""What calls no model, and is not counted; coding agents count tokens often. All else that is posted is counted: the
+router takes more spellings of a path for one than can be listed here, `/api/chat%0A` among them."""
 _EXPOSED: Final = (
     *(f"X-Sidecar-{name}" for name in ("Request-Id", "Model", "Provider", "Cost-Usd", "Route", "Cached", "Attempts")),
     *("X-Sidecar-Ignored", "X-Sidecar-Moved", "X-Sidecar-Warning", "X-Request-Id", "Request-Id", "Retry-After"),
@@ -102,8 +102,7 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _spends(scope: Scope) -> bool:
-    path: str = scope["path"]
-    return scope["method"] == "POST" and path not in _FREE and (path in _SPENDING or path.startswith("/v1/"))
+    return scope["method"] == "POST" and scope["path"] not in _FREE
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,6 +15,7 @@ import pytest
 from nats.aio.client import Client
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
+from yarl import URL
 
 from bridge import questions
 from bridge.callers import NOBODY, Caller
@@ -78,7 +79,8 @@ async def send(
     edge: Edge, method: str, path: str, headers: dict[str, str] | None = None, data: bytes | None = None
 ) -> tuple[int, Any, Any]:
     """Status, decoded answer, headers."""
-    async with edge.client.request(method, path, headers=headers, data=data) as response:
+    url = URL(edge.url + path, encoded=True)
+    async with edge.client.request(method, url, headers=headers, data=data) as response:
         said = await response.read()
         decoded = orjson.loads(said) if said and response.content_type == "application/json" else said
         return response.status, decoded, response.headers
@@ -336,8 +338,10 @@ async def test_who_asks_too_often_is_told_when_to_come_back_whichever_bridge_it_
         assert (status, fields["error"]["type"]) == (429, "rate_limited")
         assert 0 <= int(told["Retry-After"]) - fields["error"]["retry_after_s"] < 1
         assert 50 < int(told["Retry-After"]) <= 62
-        for path in ("/v1/chat/completions", "/v1/messages", "/api/batch"):
+        spellings = ("/api/chat%0A", "/%61pi/chat", "/api/batch%0A")  # the router knows them
+        for path in ("/v1/chat/completions", "/v1/messages", "/api/batch", *spellings):
             assert (await send(two, "POST", path, keys.bearer("slow"), body()))[0] == 429
+        assert (await send(one, "POST", "/api/route", keys.bearer("slow"), body()))[0] == 503  # no model is called
         assert (await send(one, "GET", "/api/requests/x", keys.bearer("slow")))[0] == 404  # reading is not counted
         assert (await kind(one, "POST", "/api/chat", keys.bearer("other"), body()))[0] == 503
 
