@@ -13,6 +13,7 @@ from bridge import anthropic_models
 from bridge.anthropic_routes import anthropic
 from bridge.batch import batches
 from bridge.bodies import json_response
+from bridge.body_budget import BodyBudget
 from bridge.client_gone import ClientGone
 from bridge.forms import error_form
 from bridge.guards import Guards, cross_origin
@@ -44,6 +45,7 @@ def create_app(line: Line, settings: Settings, keyring: Keyring, collector: Coll
     describe(app)
     app.state.keyring, app.state.rates = keyring, KeyRates(line, keyring)
     # What is added last stands outermost: pages that are let in also read why they are refused.
+    app.add_middleware(BodyBudget)
     app.add_middleware(Guards, keyring=keyring, rates=app.state.rates, origins=settings.sidecar_cors_origins)
     if settings.sidecar_cors_origins:
         app.add_middleware(CORSMiddleware, **cross_origin(settings.sidecar_cors_origins))

@@ -406,3 +406,35 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
         finally:
             server.should_exit = True
             await running
+
+
+async def test_more_large_bodies_than_the_bridge_can_hold_are_refused_and_small_ones_pass(
+    nc: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.body_budget.MAX_HELD_BYTES", 300_000)
+    asked: list[Msg] = []
+
+    async def later(msg: Msg) -> None:
+        asked.append(msg)
+
+    await listen(nc, later)
+    large, small = body("x" * 250_000), body()
+    async with bridging(nats_url) as edge:
+
+        async def held() -> None:
+            async with edge.client.post("/api/route", data=large) as response:
+                assert response.status == 200
+
+        for _ in range(2):  # the first gives back what it held
+            first = asyncio.create_task(held())
+            await wait_until(lambda: asked)
+            async with edge.client.post("/api/route", data=large) as response:
+                assert (response.status, response.headers["Retry-After"]) == (503, "2")
+                assert "large requests" in orjson.loads(await response.read())["error"]["message"]
+            second = asyncio.create_task(edge.post(small))
+            await wait_until(lambda: len(asked) == 2)
+            for msg in asked:
+                await nc.publish(msg.reply, b"{}")
+            assert (await second)[0] == 200
+            await first
+            asked.clear()
