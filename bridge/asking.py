@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bridge.callers import Caller
 from bridge.follow import following
-from bridge.line import Line, NoAnswer
+from bridge.line import BrokerAway, Line, NoAnswer
 from bridge.rights import check_priority, permitted
 from bridge.sequence import Piece
 from bridge.steering import DEFAULT_PRIORITY, Steering
@@ -112,13 +112,14 @@ class Run:
         body = encode_request(ask.request)
         try:
             answer = await self._line.ask(subjects.ask(ask.priority), body, headers, within_s=ACCEPTED_WITHIN_S)
-        except NoAnswer:  # it may be kept all the same
+        except (NoAnswer, BrokerAway):  # it may be kept all the same
             await self.abandon()
             raise
         if (answer.headers or {}).get("Sidecar-Event") == ReplyEvent.ERROR:
             self._has_ended = True
             raise refusal(answer.data)
-        self._is_ours = not orjson.loads(answer.data).get("duplicate", False)
+        # An id of our own is a duplicate too, where a sidecar had to try again until the queue confirmed it.
+        self._is_ours = ask.is_new or not orjson.loads(answer.data).get("duplicate", False)
 
     async def _to_the_ending(self, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
         async with aclosing(pieces):

@@ -47,13 +47,13 @@ async def following(line: Line, request_id: str, after: Mark = BEGINNING) -> Asy
 
 
 class Following:
-    """A follower of one answer. `seen` is the mark of the last piece that was handed on."""
+    """A follower of one answer. `seen` is the mark of the last piece that was handed on; `has_ended`: it was the ending."""
 
     def __init__(self, line: Line, request_id: str, after: Mark) -> None:
         self._line = line
         self._id = request_id
         self.seen = after
-        self._ended = False
+        self.has_ended = False
         self._next_seq = 1
         self._bus: Bus | None = None
         self._sub: Subscription | None = None
@@ -88,7 +88,7 @@ class Following:
         loop = asyncio.get_running_loop()
         begun = reached = looked = loop.time()
         pause = FIRST_LOOK_S
-        while not self._ended:
+        while not self.has_ended:
             piece = await self._hear(pause)
             if piece is not None and self._is_next(piece):
                 pause = FIRST_LOOK_S
@@ -117,7 +117,7 @@ class Following:
 
     def _take(self, piece: Piece) -> Piece:
         self.seen = max(self.seen, piece.mark)
-        self._ended = piece.is_ending
+        self.has_ended = piece.is_ending
         return piece
 
     async def _on_message(self, msg: Msg) -> None:
@@ -158,7 +158,7 @@ class Following:
                 piece = read_piece(message.headers, message.body)
                 if piece is not None and (piece.is_ending or place(self.seen, piece.mark) is Place.NEXT):
                     yield self._take(piece)
-                    if self._ended:
+                    if self.has_ended:
                         return
 
 

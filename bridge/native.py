@@ -36,6 +36,8 @@ from processor.reply_bodies import ReplyEvent
 from processor.subjects import Priority
 
 LAST_EVENT_ID = "last-event-id"
+LOOK_AFTER_S = 60.0
+"""How long a reader waits until it is looked whether an answer can still come."""
 NOTHING_MORE = 204
 """Told to an EventSource, which would come back for ever after the end of a stream."""
 
@@ -81,6 +83,7 @@ def native(line: Line, *, wait_s: float) -> APIRouter:
         found = await _of_caller(line, request, request_id)
         if found.ending is not None and str(after) == _mark_of(found.ending):
             return Response(status_code=NOTHING_MORE)
+        _check_kept(found, request_id)
         shown = {REQUEST_ID_HEADER: request_id}
         chunks, late = _attached(line, request_id, after), _late(request_id)
         return EventStream(chunks, on_gone=_let_go, failed=error_response, late=late, headers=shown)
@@ -89,9 +92,9 @@ def native(line: Line, *, wait_s: float) -> APIRouter:
     async def stop(request: Request, request_id: str) -> Response:
         """Cancel a request. 202: it will be stopped; 200: it had ended before, as its state says."""
         found = await _of_caller(line, request, request_id)
-        if found.ending is None:
+        if not found.has_ended:
             await cancel(line, request_id)
-        return json_response({"id": request_id, "state": found.state}, 202 if found.ending is None else 200)
+        return json_response({"id": request_id, "state": found.state}, 200 if found.has_ended else 202)
 
     return router
 
@@ -146,9 +149,20 @@ async def _events(run: Run) -> AsyncGenerator[bytes]:
 
 
 async def _attached(line: Line, request_id: str, after: Mark) -> AsyncGenerator[bytes]:
-    async with following(line, request_id, after) as follower, aclosing(follower.pieces()) as pieces:
-        async for piece in pieces:
-            yield _event(piece)
+    """Raises RequestError where there will be no ending any more."""
+    async with following(line, request_id, after) as follower:
+        while not follower.has_ended:
+            async with aclosing(follower.pieces(LOOK_AFTER_S)) as pieces:
+                async for piece in pieces:
+                    yield _event(piece)
+            if not follower.has_ended:
+                _check_kept(await standing(line, request_id), request_id)
+
+
+def _check_kept(found: Standing | None, request_id: str) -> None:
+    """Raises RequestError, `not_found`, for a request whose ending will never be read."""
+    if found is None or (found.has_ended and found.ending is None):
+        raise Refused(ErrorType.NOT_FOUND, f"the answer of {request_id} is no longer kept")
 
 
 def _event(piece: Piece) -> bytes:

@@ -51,6 +51,11 @@ class Standing:
     received_at: datetime | None
     ending: Ending | None
 
+    @property
+    def has_ended(self) -> bool:
+        """Also where its ending is no longer kept."""
+        return self.state not in {State.QUEUED, State.RUNNING}
+
 
 async def standing(line: Line, request_id: str) -> Standing | None:
     """Where it stands, or None for one that nobody has heard of.
@@ -65,6 +70,8 @@ async def standing(line: Line, request_id: str) -> Standing | None:
         ending, queued, events = await asyncio.gather(
             Replies(bus).ending(request_id), _queued(bus.nc, request_id), _events(bus.nc, request_id)
         )
+        if ending is None and queued is None:  # it may have ended between the looks: the ending is stored before
+            ending = await Replies(bus).ending(request_id)
     except (JetStreamUnavailable, JetStreamError):
         raise BrokerAway from None
     return _standing(ending, queued, events)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bridge import follow, sse
-from processor import subjects
+from processor import jetstream, subjects
 from processor.broker import contract_dir
+from processor.nats_client import Client as PatchedClient
 from processor.provision import provision
 from processor.subjects import Priority
 from providers.base import Finished, FinishReason, Opened, TextDelta, Usage
@@ -220,6 +221,30 @@ async def test_who_joined_anothers_request_does_not_cancel_it_by_going_away(edge
     assert await first == 200
 
 
+@pytest.mark.parametrize("acceptance", ["duplicate", "none"])
+async def test_a_request_of_ones_own_is_cancelled_however_it_was_accepted(
+    nc: Client, edge: Edge, acceptance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar that had to ask the queue twice calls it a copy; a broker that hangs for a moment hides the answer."""
+    cancelled = await listen(nc, "llm.cancel.*")
+
+    async def take(msg: Msg) -> None:
+        if acceptance == "duplicate":
+            await msg.respond(b'{"stream":"LLM_REQUESTS","seq":0,"duplicate":true}')
+        else:
+            monkeypatch.setattr(PatchedClient, "round_trip", hangs)
+
+    async def hangs(*_: Any) -> None:
+        monkeypatch.undo()
+        raise nats.errors.TimeoutError
+
+    await listen(nc, "llm.request.medium", take)
+    with suppress(TimeoutError):
+        async with edge.client.post("/api/chat", data=body(), timeout=aiohttp.ClientTimeout(1.8)) as response:
+            assert response.status == 503
+    assert (await cancelled.next_msg(timeout=2)).subject.startswith("llm.cancel.")
+
+
 async def test_a_reader_that_takes_nothing_is_given_up(
     edge: Edge, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +375,31 @@ async def test_where_a_delta_was_never_stored_the_ending_still_comes(nc: Client,
         )
     await wait_until(lambda: stored(nc, request_id))
     assert [event.id for event in await attached(edge, request_id)] == ["1.0", "1.3"]
+
+
+async def test_an_answer_that_is_no_longer_kept_is_not_waited_for(
+    nc: Client, edge: Edge, start: StartProcessor
+) -> None:
+    """Replies are kept for a day, the audit log for months."""
+    await start({"anthropic": ScriptedProvider()})
+    request_id = (await streamed(edge, body(WORDS, stream=True)))[-1].data["id"]
+    await wait_until(lambda: all_audit_events(nc, request_id, 4))
+    await jetstream.call(nc, f"STREAM.PURGE.{subjects.REPLIES}")
+    async with edge.client.get(f"/api/requests/{request_id}/events") as response:
+        assert (response.status, orjson.loads(await response.read())["error"]["type"]) == (404, "not_found")
+    async with edge.client.delete(f"/api/requests/{request_id}") as again:
+        assert (again.status, orjson.loads(await again.read())["state"]) == (200, "completed")
+
+
+async def test_a_reader_whose_answer_is_lost_while_it_waits_is_told(
+    nc: Client, edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.native.LOOK_AFTER_S", 0.1)
+    monkeypatch.setattr(sse, "HEARTBEAT_S", 0.05)
+    await nc.jetstream().publish(subjects.enqueue(Priority.LOW, "lost"), body())
+    async with edge.client.get("/api/requests/lost/events") as response:
+        await jetstream.call(nc, f"STREAM.PURGE.{subjects.REQUESTS}")
+        assert b"no longer kept" in await response.read()
 
 
 @pytest.mark.parametrize("path", ["/api/requests/nobody", "/api/requests/nobody/events", "/api/requests/a%20b"])
