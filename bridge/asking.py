@@ -12,6 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from bridge.callers import Caller
+from bridge.cancelling import cancel
 from bridge.follow import following
 from bridge.line import BrokerAway, Line, NoAnswer
 from bridge.rights import check_priority, permitted
@@ -144,8 +145,3 @@ def refusal(body: bytes) -> RequestError:
         log.error("an error that cannot be read", body=repr(body[:200]))
         return Refused(ErrorType.INTERNAL, "the sidecar failed at this; its log says why")
     return Refused(error.type, error.message, retry_after_s=error.retry_after_s)
-
-
-async def cancel(line: Line, request_id: str) -> None:
-    """Stop a request wherever it is; one that has ended stays as it is. Raises `BrokerAway`."""
-    await line.publish(subjects.cancel(request_id))

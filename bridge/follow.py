@@ -47,7 +47,8 @@ async def following(line: Line, request_id: str, after: Mark = BEGINNING) -> Asy
 
 
 class Following:
-    """A follower of one answer. `seen` is the mark of the last piece that was handed on; `has_ended`: it was the ending."""
+    """A follower of one answer. `seen` is the mark of the last piece that was handed on, `has_ended` that it was the
+    ending."""
 
     def __init__(self, line: Line, request_id: str, after: Mark) -> None:
         self._line = line

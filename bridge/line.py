@@ -22,6 +22,8 @@ LOOK_EVERY_S = 1.0
 BROKER_ANSWERS_WITHIN_S = 0.5
 """Each for a PING to go out and for its answer: a broker that has fallen silent is noticed within 2 s."""
 CONNECT_AGAIN_S = 2.0
+UNHEARD_WITHIN_S = 0.05
+"""For the broker's word that nobody hears a message to be read, which came before its word that it has it."""
 
 log = structlog.get_logger(__name__)
 
@@ -89,8 +91,8 @@ class Line:
         """The connection of now; another one after the last was lost for good."""
         return self._bus
 
-    async def publish(self, subject: str, body: bytes = b"") -> None:
-        """Send a message, and know that the broker has it.
+    async def tell(self, subject: str) -> bool:
+        """Send an empty message, and know that the broker has it: whether anybody hears it.
 
         Raises:
             BrokerAway: it is not sent, or nobody knows.
@@ -98,11 +100,20 @@ class Line:
         bus = self._bus
         if not bus.is_connected:
             raise BrokerAway
+        telling = asyncio.create_task(bus.nc.request(subject, timeout=ANSWER_WITHIN_S))
         try:
-            await bus.publish(subject, body)
+            await asyncio.sleep(0)  # it is sent
             await bus.settle()
+            await asyncio.wait({telling}, timeout=UNHEARD_WITHIN_S)
+            if telling.done():
+                telling.result()
+            return True
+        except nats.errors.NoRespondersError:
+            return False
         except (nats.errors.Error, OSError):
             raise BrokerAway from None
+        finally:
+            telling.cancel()
 
     async def ask(
         self,

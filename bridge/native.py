@@ -9,7 +9,7 @@ from functools import partial
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from bridge.asking import Ask, Refused, Run, cancel, refusal
+from bridge.asking import Ask, Refused, Run, refusal
 from bridge.bodies import (
     REQUEST_ID_HEADER,
     decode_object,
@@ -20,6 +20,7 @@ from bridge.bodies import (
     reply_headers,
 )
 from bridge.callers import caller
+from bridge.cancelling import cancel
 from bridge.client_gone import ClientGone, unless_gone
 from bridge.follow import following
 from bridge.line import Line

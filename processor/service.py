@@ -193,7 +193,7 @@ class Processor:
         replies, prefixes = Replies(bus), settings.reply_prefixes
         self._backlog = Backlog(bus)
         self._withdrawals = Withdrawals(
-            bus, replies, self._probes, self._audit, self._metrics, replica=replica, prefixes=prefixes
+            bus, self._probes, self._audit, self._metrics, replica=replica, prefixes=prefixes
         )
         self._worker = Worker(
             bus,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Final
 
 import nats.errors
@@ -11,17 +10,16 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from processor import jetstream, subjects
+from processor import subjects
 from processor.accept import reply_subject
 from processor.audit import AuditLog
-from processor.audit_events import AuditError, Ended
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage
-from processor.messages import asks_for_stream, tenant_of
+from processor.messages import asks_for_stream
 from processor.metrics import Metrics
-from processor.replies import Ending, Probes, Replies
-from processor.subjects import AuditEvent, Priority
+from processor.queued import ENDED_AS, Queued, find_queued
+from processor.replies import Ending, Probes
 from processor.tasks import OwnedTasks
 
 GRACE_S: Final = 1.0
@@ -30,7 +28,6 @@ MAX_DEADLINES: Final = 10_000
 """Asks whose deadline is watched; one more is answered when its turn comes."""
 MAX_WATCHED: Final = MAX_DEADLINES + 1_000
 """With those that are cancelled."""
-_EVENTS: Final = {ErrorType.CANCELLED: AuditEvent.CANCELLED, ErrorType.DEADLINE_EXCEEDED: AuditEvent.EXPIRED}
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +38,6 @@ class Withdrawals:
     def __init__(
         self,
         bus: Bus,
-        replies: Replies,
         probes: Probes,
         audit: AuditLog,
         metrics: Metrics,
@@ -50,7 +46,6 @@ class Withdrawals:
         prefixes: tuple[str, ...],
     ) -> None:
         self._bus = bus
-        self._replies = replies
         self._probes = probes
         self._audit = audit
         self._metrics = metrics
@@ -104,38 +99,17 @@ class Withdrawals:
 
     async def _withdraw(self, request_id: str, why: RequestError) -> None:
         try:
-            if await self._replies.ending(request_id) is None:
-                for priority in Priority:
-                    subject = subjects.enqueue(priority, request_id)
-                    queued = await jetstream.last_message(self._bus.nc, subjects.REQUESTS, subject)
-                    if queued is not None:
-                        await self._end(request_id, priority, queued, why)
+            if (queued := await find_queued(self._bus, request_id)) is not None:
+                await self._end(queued, why)
         except (JetStreamError, JetStreamUnavailable, nats.errors.Error) as error:
             log.warning("not withdrawn; it is answered when its turn comes", id=request_id, error=repr(error))
 
-    async def _end(self, request_id: str, priority: Priority, queued: StoredMessage, why: RequestError) -> None:
-        """As a worker ends it: the ending is stored first, then the rest."""
-        ending = Ending.refusal(request_id, why)
-        if not await self._replies.store(request_id, ending):
-            return  # somebody was faster, and does the rest
-        self._metrics.withdrew(priority, _EVENTS[why.type], why.type)
-        await jetstream.call(
-            self._bus.nc, f"STREAM.PURGE.{subjects.REQUESTS}", {"filter": subjects.enqueue(priority, request_id)}
-        )
-        await self._audit.write(
-            Ended(
-                id=request_id,
-                at=datetime.now(UTC),
-                replica=self._replica,
-                priority=priority,
-                tenant=tenant_of(queued.body),
-                delivery=0,
-                event=_EVENTS[why.type],
-                attempts=0,
-                error=AuditError(kind=why.type, message=why.message),
-            )
-        )
-        await self._tell(request_id, queued, ending)
+    async def _end(self, queued: Queued, why: RequestError) -> None:
+        if (ending := await queued.end(self._bus, why)) is None:
+            return
+        self._metrics.withdrew(queued.priority, ENDED_AS[why.type], why.type)
+        await queued.take_out(self._bus, self._audit, why, replica=self._replica)
+        await self._tell(queued.id, queued.message, ending)
 
     async def _tell(self, request_id: str, queued: StoredMessage, ending: Ending) -> None:
         try:

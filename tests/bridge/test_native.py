@@ -453,6 +453,34 @@ async def test_a_request_can_be_cancelled(edge: Edge, start: StartProcessor) -> 
         assert (again.status, orjson.loads(await again.read())["state"]) == (200, "cancelled")
 
 
+async def test_a_request_that_no_sidecar_has_seen_is_cancelled_for_good(
+    nc: Client, edge: Edge, start: StartProcessor
+) -> None:
+    await nc.jetstream().publish(subjects.enqueue(Priority.LOW, "early"), body(tenant="farm"))
+    async with edge.client.delete("/api/requests/early") as cancelled:
+        assert cancelled.status == 202
+    found = await look_up(edge, "early")
+    assert (found["state"], found["tenant"], found["error"]["type"]) == ("cancelled", "farm", "cancelled")
+    assert await jetstream.last_message(nc, subjects.REQUESTS, subjects.enqueue(Priority.LOW, "early")) is None
+    await start({"anthropic": (vendor := ScriptedProvider())})
+    async with edge.client.post("/api/chat", data=body(), headers={"X-Sidecar-Priority": "low"}) as response:
+        assert response.status == 200
+    assert vendor.calls == 1
+
+
+async def test_who_listens_for_an_answer_is_told_that_it_was_cancelled_while_no_sidecar_ran(
+    nc: Client, edge: Edge
+) -> None:
+    inbox = await listen(nc, place := nc.new_inbox())
+    headers = {"Reply-To": place}
+    await nc.jetstream().publish(subjects.enqueue(Priority.HIGH, "early"), body(stream=True), headers=headers)
+    async with edge.client.delete("/api/requests/early") as cancelled:
+        assert cancelled.status == 202
+    told, end = await inbox.next_msg(timeout=2), await inbox.next_msg(timeout=2)
+    assert orjson.loads(told.data)["error"]["type"] == "cancelled"
+    assert (end.data, end.headers) == (b"", None)
+
+
 # --- what the tests do ----------------------------------------------------------------------
 
 
