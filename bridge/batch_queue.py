@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import structlog
 
-from bridge.batch_standing import connected_bus, standings, streams_answer
+from bridge.batch_standing import connected_bus, ended_before, standings, streams_answer
 from bridge.line import Line
 from processor import jetstream, subjects
 from processor.backpressure import FILL
@@ -49,7 +49,9 @@ async def put(line: Line, batch: Batch, bodies: Sequence[bytes]) -> None:
     missing = list(zip(batch.request_ids, bodies, strict=True))
     if known is not None:
         found = [standing async for page in standings(line, batch.request_ids) for standing in page]
-        missing = [pair for pair, at in zip(missing, found, strict=True) if at.state is None]
+        unknown = [at.id for at in found if at.state is None]
+        never_queued = set(unknown) - await ended_before(line, unknown)
+        missing = [pair for pair in missing if pair[0] in never_queued]
     if not missing:
         return
     await _check_room(bus, len(missing), sum(len(body) for _, body in missing))

@@ -10,7 +10,7 @@ import orjson
 import structlog
 
 from bridge.line import BrokerAway, Line
-from bridge.standing import State
+from bridge.standing import ENDINGS, State
 from processor import jetstream, subjects
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
@@ -59,6 +59,17 @@ async def standings(line: Line, ids: Sequence[str], *, page: int = 500) -> Async
         with streams_answer():
             found = await _page(bus, ids[begin : begin + page])
         yield found
+
+
+async def ended_before(line: Line, ids: Sequence[str], *, page: int = 200) -> set[str]:
+    """Those that the audit log, which is kept for longer than replies, has the end of. Raises RequestError."""
+    found: set[str] = set()
+    for begin in range(0, len(ids), page):
+        places = [subjects.audit(event, one) for one in ids[begin : begin + page] for event in ENDINGS]
+        bus = connected_bus(line)
+        with streams_answer():
+            found |= (await _newest(bus, subjects.AUDIT, places)).keys()
+    return found
 
 
 async def _page(bus: Bus, ids: Sequence[str]) -> list[Standing]:

@@ -31,7 +31,7 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-_ENDED = {
+ENDINGS = {
     AuditEvent.COMPLETED: State.COMPLETED,
     AuditEvent.FAILED: State.FAILED,
     AuditEvent.CANCELLED: State.CANCELLED,
@@ -114,6 +114,6 @@ def _state(ending: Ending | None, queued: StoredMessage | None, events: dict[Aud
         return {ErrorType.CANCELLED: State.CANCELLED, ErrorType.DEADLINE_EXCEEDED: State.EXPIRED}.get(
             kind, State.FAILED
         )
-    if (ended := next((state for event, state in _ENDED.items() if event in events), None)) is not None:
+    if (ended := next((state for event, state in ENDINGS.items() if event in events), None)) is not None:
         return ended
     return State.QUEUED if queued is not None and not events else State.RUNNING

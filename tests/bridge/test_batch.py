@@ -172,6 +172,24 @@ async def test_the_same_key_queues_nothing_twice_and_has_the_same_ids(
     assert (await queued(nc), vendor.calls) == (0, 2)
 
 
+async def test_what_was_answered_is_not_paid_again_when_its_replies_are_no_longer_kept(
+    nc: Client, edge: Edge, start: StartProcessor
+) -> None:
+    """Replies are kept for a day and as long as there is room, a batch for eight days."""
+    config = (await jetstream.call(nc, f"STREAM.INFO.{subjects.REQUESTS}"))["config"]
+    forgets = config | {"duplicate_window": 100_000_000}
+    await jetstream.call(nc, f"STREAM.UPDATE.{subjects.REQUESTS}", forgets)
+    await start({"anthropic": (vendor := ScriptedProvider())})
+    first = await post(edge, lines("one", "two"), key="monday")
+    await wait_until(lambda: ended(edge, first["id"], 2))
+    await wait_until(lambda: none_queued(nc))
+    await jetstream.call(nc, f"STREAM.PURGE.{subjects.REPLIES}")
+    await asyncio.sleep(0.3)  # the stage: the broker's own window for copies is over
+    assert await post(edge, lines("one", "two"), key="monday") == first
+    assert (await queued(nc), vendor.calls) == (0, 2)
+    assert (await look_up(edge, first["id"]))["states"]["missing"] == 2
+
+
 async def test_two_who_send_the_same_key_at_once_queue_it_once(nc: Client, edge: Edge) -> None:
     texts = [str(n) for n in range(50)]
     both = await asyncio.gather(*(post(edge, lines(*texts), key="monday") for _ in range(2)))
@@ -385,3 +403,7 @@ async def read_results(edge: Edge, batch_id: str) -> list[dict[str, Any]]:
 async def queued(nc: Client) -> int:
     info = await jetstream.call(nc, f"STREAM.INFO.{subjects.REQUESTS}")
     return int(info["state"]["messages"])
+
+
+async def none_queued(nc: Client) -> bool:
+    return await queued(nc) == 0
