@@ -93,7 +93,8 @@ def _checked(form: TypeAdapter[T], wire: list[dict[str, Any]], origins: list[str
         return form.validate_json(dumps(wire, "body"))
     except ValidationError as error:
         detail = error.errors(include_url=False, include_input=False)[0]
-        raise invalid(origins[int(detail["loc"][0])], detail["msg"]) from None
+        where = origins[int(detail["loc"][0])] if detail["loc"] else "body"  # nested too deeply to be read
+        raise invalid(where, detail["msg"]) from None
 
 
 def _fields(body: bytes, ignored: Ignored) -> Fields:

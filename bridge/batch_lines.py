@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from processor.errors import ErrorType, RequestError
-from processor.messages import Request, decode_request, encode_request
+from processor.messages import Request, decode_request, encode_fields, encode_request
 from processor.subjects import Priority
 
 MAX_LINES = 10_000
@@ -78,4 +78,4 @@ def _taken_apart(text: bytes) -> tuple[str | None, bytes]:
         raise RequestError(ErrorType.INVALID_REQUEST, wanted)
     if fields.pop("priority", Priority.LOW) != Priority.LOW:
         raise RequestError(ErrorType.INVALID_REQUEST, "priority: a batch runs in the low lane")
-    return custom_id, orjson.dumps(fields)
+    return custom_id, encode_fields(fields)

@@ -31,7 +31,7 @@ from bridge.steering import Steering, steering
 from processor import subjects
 from processor.errors import ErrorType, RequestError
 from processor.messages import Request as Asked
-from processor.messages import decode_request
+from processor.messages import decode_request, encode_fields
 from processor.replies import Ending
 from processor.reply_bodies import ReplyEvent
 from processor.subjects import Priority
@@ -105,7 +105,7 @@ def read_chat(body: bytes, request: Request) -> tuple[Steering, Asked]:
     fields = decode_object(body)
     steer = steering(request.headers)
     named = fields.pop("priority", None)
-    asked = decode_request(orjson.dumps(fields) if named is not None else body)
+    asked = decode_request(encode_fields(fields) if named is not None else body)
     if named is not None and steer.priority is None:
         steer = steer.model_copy(update={"priority": _priority(named)})
     return steer, asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -264,6 +265,18 @@ def decode_request(body: bytes) -> Request:
     except ValidationError as error:
         raise _named(error) from None
     except RecursionError:
+        raise RequestError(ErrorType.INVALID_REQUEST, "the body is nested too deeply") from None
+
+
+def encode_fields(fields: Mapping[str, Any]) -> bytes:
+    """The body of fields that were decoded from one, and perhaps changed.
+
+    Raises:
+        RequestError: `invalid_request`: more can be read than can be written.
+    """
+    try:
+        return orjson.dumps(fields)
+    except orjson.JSONEncodeError:
         raise RequestError(ErrorType.INVALID_REQUEST, "the body is nested too deeply") from None
 
 

@@ -140,6 +140,18 @@ async def test_an_idempotency_key_is_paid_once_and_belongs_to_its_tenant(edge: E
 # --- errors ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("depth", [252, 400])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/batch", "/v1/messages/count_tokens"])
+async def test_what_is_nested_too_deeply_is_the_clients_fault(edge: Edge, path: str, depth: int) -> None:
+    """More can be read than can be written, or than the model of a request reads."""
+    deep = '{"a":' * depth + "1" + "}" * depth
+    tool = f'{{"name":"f","{"input_schema" if "count" in path else "parameters"}":{deep}}}'
+    beside = {"/api/chat": '"priority":"high",', "/api/batch": '"custom_id":"a",'}.get(path, "")
+    sent = f'{{{beside}"model":"haiku","messages":[{{"role":"user","content":"hi"}}],"tools":[{tool}]}}'
+    status, _ = await edge.post(sent.encode(), path)
+    assert status == 400
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_refusal_is_an_http_error_even_where_a_stream_was_asked_for(
     edge: Edge, start: StartProcessor, stream: bool
