@@ -40,13 +40,13 @@ def anthropic(line: Line) -> APIRouter:
         failed = partial(anthropic_error, headers=shown, request_id=run.ask.id)
         if wanted.request.stream:
             late = partial(_error_event, request_id=run.ask.id)
-            return EventStream(_events(run, wanted), on_gone=run.abandon, failed=failed, late=late, headers=shown)
+            return EventStream(_events(run, wanted), on_gone=run.client_gone, failed=failed, late=late, headers=shown)
         try:
             reply, thinking = await unless_gone(request.receive, _whole(run))
         except RequestError as error:
             return failed(error)
         except ClientGone:
-            await run.abandon()
+            await run.client_gone()
             raise
         return json_response(message(reply, thinking=thinking), headers=reply_headers(reply) | shown)
 

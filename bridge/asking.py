@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from bridge.callers import Caller
 from bridge.cancelling import cancel
-from bridge.follow import following
+from bridge.follow import AWAY_S, following
 from bridge.line import BrokerAway, Line, NoAnswer
 from bridge.rights import check_priority, permitted
 from bridge.sequence import Piece
@@ -28,6 +29,7 @@ ACCEPTED_WITHIN_S = 15.0
 """For a sidecar to say that the request is kept: in a cluster, the queue may be choosing its leader."""
 GRACE_S = 10.0
 """After a deadline, for the ending to come."""
+CANCEL_AGAIN_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +84,7 @@ class Run:
         Raises:
             RequestError: it is refused, or nobody is there to take it; and among the pieces, where none comes any more.
         """
-        async with following(self._line, self.ask.id) as follower:
+        async with following(self._line, self.ask.id, shared=not self.ask.is_new) as follower:
             await self._put()
             async with aclosing(self._to_the_ending(follower.pieces(self._allowed_s + GRACE_S))) as pieces:
                 yield pieces
@@ -102,10 +104,31 @@ class Run:
         raise AssertionError("the pieces end with an ending")
 
     async def abandon(self) -> None:
-        """Nobody waits for it any more: stop the request, unless it is to go on, or was another ask's before."""
-        if self._is_ours and not self.ask.detached and not self._has_ended:
+        """Stop the request, unless it is to go on, or was another ask's before."""
+        if self._may_stop:
             with suppress(RequestError):  # the broker is away; then the deadline ends it
                 await cancel(self._line, self.ask.id)
+
+    async def client_gone(self) -> None:
+        """Nobody waits for it here any more: as `abandon`, unless somebody waits who sent the same key.
+
+        Where the broker is away, the request is stopped when it is back, within `AWAY_S`.
+        """
+        until = asyncio.get_running_loop().time() + AWAY_S
+        while self._may_stop:
+            try:
+                if self.ask.is_new or not await self._line.tell(subjects.followed(self.ask.id)):
+                    await cancel(self._line, self.ask.id)
+                return
+            except RequestError as error:
+                if asyncio.get_running_loop().time() > until:
+                    log.warning("a request whose client has gone goes on", id=self.ask.id, error=error.message)
+                    return
+                await asyncio.sleep(CANCEL_AGAIN_S)
+
+    @property
+    def _may_stop(self) -> bool:
+        return self._is_ours and not self.ask.detached and not self._has_ended
 
     async def _put(self) -> None:
         ask = self.ask

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
+
 import nats.errors
 
 from bridge.line import BrokerAway, Line
@@ -14,6 +17,8 @@ from processor.messages import asks_for_stream
 from processor.queued import Queued, find_queued
 from processor.replies import Ending, Replies
 
+BACK_WITHIN_S = 2.0
+"""How long a sidecar may take to find the broker again, after this bridge has."""
 _NAME = "bridge"
 """Who has ended it, in the audit log."""
 _WHY = RequestError(ErrorType.CANCELLED, "cancelled by the client")
@@ -28,7 +33,7 @@ async def cancel(line: Line, request_id: str) -> None:
     Raises:
         BrokerAway: it goes on, or nobody knows.
     """
-    if await line.tell(subjects.cancel(request_id)):
+    if await _is_heard(line, subjects.cancel(request_id)):
         return
     bus = line.bus
     try:
@@ -39,6 +44,16 @@ async def cancel(line: Line, request_id: str) -> None:
             await _tell_who_asked(bus, queued, ending)
     except (JetStreamError, JetStreamUnavailable, nats.errors.Error, OSError):
         raise BrokerAway from None
+
+
+async def _is_heard(line: Line, subject: str) -> bool:
+    if await line.tell(subject):
+        return True
+    back = line.bus.reconnected_at
+    if back is None or (datetime.now(UTC) - back).total_seconds() > BACK_WITHIN_S:
+        return False
+    await asyncio.sleep(BACK_WITHIN_S)
+    return await line.tell(subject)
 
 
 async def _tell_who_asked(bus: Bus, queued: Queued, ending: Ending) -> None:

@@ -32,13 +32,17 @@ _BATCH_BYTES = 1024 * 1024
 
 
 @asynccontextmanager
-async def following(line: Line, request_id: str, after: Mark = BEGINNING) -> AsyncIterator[Following]:
+async def following(
+    line: Line, request_id: str, after: Mark = BEGINNING, *, shared: bool = False
+) -> AsyncIterator[Following]:
     """What comes after `after` of a request's answer; it is listened to from here on.
+
+    `shared`: others may follow it for other clients; whoever asks on `llm.followed.<id>` learns that somebody does.
 
     Raises:
         RequestError: `unavailable` where the broker is away.
     """
-    follower = Following(line, request_id, after)
+    follower = Following(line, request_id, after, shared=shared)
     try:
         await follower.listen()
         yield follower
@@ -50,14 +54,15 @@ class Following:
     """A follower of one answer. `seen` is the mark of the last piece that was handed on, `has_ended` that it was the
     ending."""
 
-    def __init__(self, line: Line, request_id: str, after: Mark) -> None:
+    def __init__(self, line: Line, request_id: str, after: Mark, *, shared: bool) -> None:
         self._line = line
+        self._shared = shared
         self._id = request_id
         self.seen = after
         self.has_ended = False
         self._next_seq = 1
         self._bus: Bus | None = None
-        self._sub: Subscription | None = None
+        self._subs: list[Subscription] = []
         self._connection: int | None = None
         self._heard: deque[Piece] = deque()
         self._news = asyncio.Event()
@@ -69,14 +74,16 @@ class Following:
         if bus.connection is None:
             raise BrokerAway
         try:
-            self._sub = await bus.nc.subscribe(subjects.reply(self._id), cb=self._on_message)
+            if self._shared:
+                self._subs.append(await bus.nc.subscribe(subjects.followed(self._id), cb=_is_there))
+            self._subs.append(await bus.nc.subscribe(subjects.reply(self._id), cb=self._on_message))
         except (nats.errors.Error, OSError):
             raise BrokerAway from None
         self._bus, self._connection = bus, bus.connection
 
     async def leave(self) -> None:
-        sub, self._sub = self._sub, None
-        if sub is not None:
+        while self._subs:
+            sub = self._subs.pop()
             with suppress(nats.errors.Error, OSError):  # then the connection is gone, and the subscription with it
                 await sub.unsubscribe()
 
@@ -131,7 +138,7 @@ class Following:
         """The next piece, or None after `timeout_s`, and where the connection has become another one."""
         if self._heard:
             return self._heard.popleft()
-        if self._sub is None or self._bus is not self._line.bus or self._line.bus.connection != self._connection:
+        if not self._subs or self._bus is not self._line.bus or self._line.bus.connection != self._connection:
             try:
                 await self.listen()
             except BrokerAway:
@@ -161,6 +168,10 @@ class Following:
                     yield self._take(piece)
                     if self.has_ended:
                         return
+
+
+async def _is_there(_: Msg) -> None:
+    """That it is heard says all."""
 
 
 def read_piece(headers: Mapping[str, str], body: bytes) -> Piece | None:

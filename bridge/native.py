@@ -56,7 +56,7 @@ def native(line: Line, *, wait_s: float) -> APIRouter:
         if asked.stream:
             shown = {REQUEST_ID_HEADER: run.ask.id}
             late = _late(run.ask.id)
-            return EventStream(_events(run), on_gone=run.abandon, failed=_failed(run), late=late, headers=shown)
+            return EventStream(_events(run), on_gone=run.client_gone, failed=_failed(run), late=late, headers=shown)
         return await answered(request, run)
 
     @router.get("/requests/{request_id}")
@@ -129,7 +129,7 @@ async def answered(request: Request, run: Run) -> Response:
     except RequestError as error:
         return _failed(run)(error)
     except ClientGone:
-        await run.abandon()
+        await run.client_gone()
         raise
     return json_response(reply.model_dump_json().encode(), headers=reply_headers(reply))
 

@@ -59,7 +59,7 @@ def openai(line: Line, *, anthropic_models: ModelList = openai_models) -> APIRou
             return await _answered(request, run, asked)
         return EventStream(
             _chunks(run, asked),
-            on_gone=run.abandon,
+            on_gone=run.client_gone,
             failed=partial(error_response, headers=_shown(run, asked)),
             late=_error_event,
             headers=_shown(run, asked),
@@ -129,7 +129,7 @@ async def _answered(request: Request, run: Run, asked: Asked) -> Response:
     except RequestError as error:
         return error_response(error, headers=_shown(run, asked))
     except ClientGone:
-        await run.abandon()
+        await run.client_gone()
         raise
     headers = reply_headers(reply) | _shown(run, asked)
     return json_response(completion(reply, created=int(time.time())), headers=headers)

@@ -107,6 +107,11 @@ def joined(request_id: str) -> str:
     return f"llm.joined.{request_id}"
 
 
+def followed(request_id: str) -> str:
+    """Where bridges listen whose clients wait for one and the same request: nobody hears, nobody waits."""
+    return f"llm.followed.{request_id}"
+
+
 def batch(batch_id: str) -> str:
     """Where the list of a batch is kept."""
     return f"llm.batch.{batch_id}"

@@ -233,6 +233,54 @@ async def test_who_joined_anothers_request_does_not_cancel_it_by_going_away(edge
     assert await first == 200
 
 
+async def test_a_client_whose_lost_connection_is_noticed_after_it_asked_again_keeps_its_request(
+    nats_url: str, edge: Edge, start: StartProcessor
+) -> None:
+    vendor = slow(words=30)
+    await start({"anthropic": vendor})
+    key = {"Idempotency-Key": "again"}
+    async with bridging(nats_url) as other, aiohttp.ClientSession(edge.url) as lost:
+        first = asyncio.create_task(lost.post("/api/chat", data=body(), headers=key))
+        await wait_until(lambda: vendor.calls == 1)
+
+        async def again() -> int:
+            async with other.client.post("/api/chat", data=body(), headers=key) as response:
+                await response.read()
+                return response.status
+
+        second = asyncio.create_task(again())
+        await asyncio.sleep(0.3)  # the stage: it is joined by now
+        first.cancel()
+        assert await second == 200
+    assert (vendor.calls, vendor.cancelled) == (1, 0)
+
+
+async def test_a_client_that_alone_sent_its_key_cancels_its_request_by_going_away(
+    edge: Edge, start: StartProcessor
+) -> None:
+    vendor = slow()
+    await start({"anthropic": vendor})
+    await leave_when(edge, vendor, body(), **{"Idempotency-Key": "once"})
+    await wait_until(lambda: vendor.cancelled == 1, timeout_s=2)
+
+
+async def test_a_client_that_goes_away_while_the_broker_is_away_cancels_its_request(tmp_path: Path) -> None:
+    vendor = slow()
+    with ExitStack() as brokers:
+        url = brokers.enter_context(nats_server(tmp_path))
+        client = await nats.connect(url)
+        await provision(client, contract_dir())
+        await client.close()
+        async with running_processor(url, {"anthropic": vendor}), bridging(url) as edge:
+            async with edge.client.post("/api/chat", data=body(stream=True)) as response:
+                await anext(events(response))
+                broker = our_broker()
+                broker.kill()
+                broker.wait()
+            brokers.enter_context(nats_server(tmp_path, int(url.rpartition(":")[2])))
+            await wait_until(lambda: vendor.cancelled == 1)
+
+
 @pytest.mark.parametrize("acceptance", ["duplicate", "none"])
 async def test_a_request_of_ones_own_is_cancelled_however_it_was_accepted(
     nc: Client, edge: Edge, acceptance: str, monkeypatch: pytest.MonkeyPatch
