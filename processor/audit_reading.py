@@ -58,8 +58,15 @@ def _entries(messages: list[StoredMessage], progress: Progress) -> list[AuditEnt
     return entries
 
 
-async def calls_after(nc: Client, seq: int) -> int:
-    """How many calls to vendors the log has after that place. Raises JetStreamError, JetStreamUnavailable."""
-    query = {"seq": seq + 1, "next_by_subj": _ATTEMPTS, "batch": 1}
-    first, after = await jetstream.batch(nc, subjects.AUDIT, query)
-    return len(first) + after
+async def calls_after(nc: Client, seq: int, tenant: str | None = None) -> int:
+    """How many calls to vendors the log has after that place; of one `tenant`, among the first of them.
+
+    Raises:
+        JetStreamError, JetStreamUnavailable: they cannot be read.
+    """
+    query = {"seq": seq + 1, "next_by_subj": _ATTEMPTS}
+    if tenant is None:
+        first, after = await jetstream.batch(nc, subjects.AUDIT, {**query, "batch": 1})
+        return len(first) + after
+    found, _ = await jetstream.batch(nc, subjects.AUDIT, {**query, **_BATCH})
+    return sum(entry.tenant == tenant for entry in _entries(found, Progress()))

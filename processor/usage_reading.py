@@ -48,7 +48,7 @@ class Report:
     projection_usd: Decimal | None
     budgets: list[BudgetShare]
     not_counted: int
-    """Calls that the audit log has and the counters do not yet."""
+    """Calls that the audit log has and the counters do not yet; of a tenant, among the next few hundred of all."""
 
     def document(self) -> dict[str, Any]:
         """For JSON: dollars as numbers."""
@@ -86,7 +86,7 @@ async def read_usage(
     today = now.date()
     first = min(since, Period.MONTH.first_day(today), today - timedelta(days=WINDOW_DAYS - 1))
     # First, so that what is counted meanwhile is told twice rather than not at all.
-    not_counted = 0 if by_task else await audit_reading.calls_after(nc, await _position(nc))
+    not_counted = 0 if by_task else await audit_reading.calls_after(nc, await _position(nc), tenant)
     counters: dict[Cell, int] = {}
     seen = 0
     async for cell, amount in ledger.cells(nc, _days(first, today)):

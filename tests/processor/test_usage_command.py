@@ -162,6 +162,14 @@ async def test_calls_that_are_not_counted_yet_are_told(settings: Settings, books
     assert "\n1 call is not counted yet.\n" in capsys.readouterr().out
 
 
+async def test_of_calls_that_are_not_counted_yet_a_tenant_is_told_of_its_own_alone(nc: Client, books: Books) -> None:
+    for number in range(5):
+        await books.audit.write(call(number, tenant="acme" if number else "other"))
+    for tenant, calls in (("acme", 4), ("other", 1), ("third", 0), (None, 5)):
+        question = orjson.dumps({} if tenant is None else {"tenant": tenant})
+        assert orjson.loads(await usage_reading.answer(nc, question, (), 10_000))["not_counted"] == calls
+
+
 async def test_budgets_show_what_is_spent_of_them(
     nats_url: str, settings: Settings, books: Books, capsys: Output, tmp_path: Path
 ) -> None:
