@@ -29,7 +29,7 @@ async function attach(id, lastSeen) {
   for (let tries = 1; tries <= 40; tries++) {
     const url = `${bridges[tries % bridges.length]}/api/requests/${id}/events`;
     const response = await fetch(url, { headers }).catch(() => null);
-    if (response?.ok) return response;
+    if (response?.status === 200) return response;
     await new Promise((resolve) => setTimeout(resolve, 250));
   }
   throw new Error("no bridge answers any more");
