@@ -101,6 +101,7 @@ class Following:
             if piece is not None and self._is_next(piece):
                 pause = FIRST_LOOK_S
                 yield self._take(piece)
+                reached = loop.time()
                 continue
             if piece is not None and (piece.mark <= self.seen or loop.time() - looked < FIRST_LOOK_S):
                 continue
@@ -109,6 +110,7 @@ class Following:
                 async for stored in self._stored():
                     pause = FIRST_LOOK_S
                     yield stored
+                    reached = loop.time()
                 reached = loop.time()
             except (JetStreamUnavailable, JetStreamError, BrokerAway):
                 if loop.time() - reached > AWAY_S:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bridge import follow, sse
+from bridge.sequence import Piece
 from processor import jetstream, subjects
 from processor.broker import contract_dir
+from processor.jetstream import JetStreamUnavailable
 from processor.nats_client import Client as PatchedClient
 from processor.provision import provision
 from processor.subjects import Priority
@@ -362,6 +364,29 @@ async def test_a_stream_outlives_its_broker(tmp_path: Path) -> None:
             last = [event async for event in seen][-1]
             assert last.name == "final"
             assert last.data["response"].split() == [str(n) for n in range(60)]
+
+
+async def test_a_long_answer_that_was_heard_live_outlives_a_stream_that_fails_to_answer_once(
+    edge: Edge, start: StartProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long the broker is away counts from when it was last heard, not from when it was last asked."""
+    monkeypatch.setattr(follow, "AWAY_S", 0.5)
+    real, failed = follow.Following._stored, list[int]()
+
+    async def fails_once(self: follow.Following) -> AsyncGenerator[Piece]:
+        if self.seen.seq >= 39 and not failed:
+            failed.append(self.seen.seq)
+            raise JetStreamUnavailable("an election")
+        async with aclosing(real(self)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    monkeypatch.setattr(follow.Following, "_stored", fails_once)
+    live = [step for n in range(40) for step in (TextDelta(f"{n} "), Pause(0.02))]
+    ended = Finished(FinishReason.STOP, Usage(output_visible=40), "m")
+    await start({"anthropic": ScriptedProvider([Opened(), *live, Pause(0.5), ended])})
+    assert (await streamed(edge, body(stream=True)))[-1].name == "final"
+    assert failed
 
 
 async def test_a_request_that_fails_late_says_so_in_its_stream(
