@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 
 import orjson
@@ -23,7 +23,7 @@ from bridge.callers import caller
 from bridge.cancelling import cancel
 from bridge.client_gone import ClientGone, unless_gone
 from bridge.follow import following
-from bridge.line import Line
+from bridge.line import BrokerAway, Line
 from bridge.sequence import BEGINNING, Mark, Piece
 from bridge.sse import EventStream, event
 from bridge.standing import Standing, standing
@@ -157,7 +157,8 @@ async def _attached(line: Line, request_id: str, after: Mark) -> AsyncGenerator[
                 async for piece in pieces:
                     yield _event(piece)
             if not follower.has_ended:
-                _check_kept(await standing(line, request_id), request_id)
+                with suppress(BrokerAway):  # the follower waits for it, and tells when that takes too long
+                    _check_kept(await standing(line, request_id), request_id)
 
 
 def _check_kept(found: Standing | None, request_id: str) -> None:
