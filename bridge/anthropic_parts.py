@@ -65,7 +65,7 @@ def _image(block: Fields) -> Wire:
     if source is None:
         raise invalid(block.at("source"), REQUIRED)
     kind = source.take("type")
-    if kind not in {"base64", "url"}:
+    if kind not in ("base64", "url"):
         raise invalid(source.where, "an image comes as base64 or as url here")
     names = ("media_type", "data") if kind == "base64" else ("url",)
     image = {"type": "image"} | {name: source.of(name, str, required=True) for name in names}

@@ -210,4 +210,4 @@ def _thinks(fields: Fields) -> bool:
     if thinking is None:
         return False
     fields.ignore("thinking")
-    return thinking.take("type") in {"enabled", "adaptive"}
+    return thinking.take("type") in ("enabled", "adaptive")

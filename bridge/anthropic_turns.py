@@ -25,7 +25,7 @@ from bridge.anthropic_parts import (
 from bridge.ignored import Ignored
 from processor.messages import MAX_PARTS
 
-_THINKING = {"thinking", "redacted_thinking"}
+_THINKING = ("thinking", "redacted_thinking")
 _ROLES = {"user", "assistant", "system"}
 
 
@@ -110,7 +110,7 @@ def _add_assistant(made: Talk, turn: _Turn) -> None:
                 parts.append(text_part(text))
         elif kind == "tool_use":
             parts.append(call_part(block))
-        elif kind in _THINKING:
+        elif kind in _THINKING:  # a tuple: what comes may be anything, also what no set can hold
             block.ignore(kind)
             continue
         else:

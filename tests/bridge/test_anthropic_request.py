@@ -300,12 +300,25 @@ def test_an_image_that_is_too_large_is_named() -> None:
 @pytest.mark.parametrize(
     "where", ['"tools":[{"name":"a","input_schema":%s}]', '"messages":[{"role":"user","content":%s}]']
 )
-def test_a_body_that_is_nested_too_deeply_is_an_error_like_others(where: str) -> None:
-    deep = '{"a":' * 600 + "1" + "}" * 600
+@pytest.mark.parametrize("depth", [220, 600])
+def test_a_body_that_is_nested_too_deeply_is_an_error_like_others(where: str, depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
     base = '{"model":"haiku","max_tokens":1,"messages":[{"role":"user","content":"hi"}],%s}'
-    with pytest.raises(RequestError) as caught:
-        asked((base % (where % deep)).encode())
-    assert caught.value.type is ErrorType.INVALID_REQUEST
+    for read in (asked, count):
+        with pytest.raises(RequestError) as caught:
+            read((base % (where % deep)).encode())
+        assert caught.value.type is ErrorType.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("kind", [[], {}, 1, None, "no-such-kind"])
+def test_a_type_that_is_none_is_an_error_like_others(kind: Any) -> None:
+    picture = {"type": "image", "source": {"type": kind, "data": "x"}}
+    for wrong in ([user("hi"), assistant({"type": kind})], [user({"type": kind})], [user(picture)]):
+        for read in (asked, count):
+            with pytest.raises(RequestError) as caught:
+                read(orjson.dumps({"model": "haiku", "max_tokens": 1, "messages": wrong}))
+            assert caught.value.type is ErrorType.INVALID_REQUEST
+    assert not asked(body(user("hi"), thinking={"type": kind})).thinks
 
 
 NAMES = [
@@ -318,7 +331,7 @@ JSON = st.recursive(
     max_leaves=5,
 )
 KINDS = ["text", "image", "tool_use", "tool_result", "thinking", "document", "base64", "url"]
-BLOCK = st.fixed_dictionaries({"type": st.sampled_from(KINDS)}, optional=dict.fromkeys(NAMES[1:], JSON))
+BLOCK = st.fixed_dictionaries({"type": st.sampled_from(KINDS) | JSON}, optional=dict.fromkeys(NAMES[1:], JSON))
 MESSAGE = st.fixed_dictionaries(
     {
         "role": st.sampled_from(["user", "assistant", "system"]),
@@ -331,7 +344,8 @@ BODY = st.fixed_dictionaries(
         "max_tokens": JSON | st.just(5),
         "messages": st.lists(MESSAGE | JSON, max_size=4),
     },
-    optional={"system": JSON, "tools": JSON, "tool_choice": JSON, "metadata": JSON, "output_config": JSON},
+    optional={"system": JSON, "tools": JSON, "tool_choice": JSON, "metadata": JSON, "output_config": JSON}
+    | {"thinking": st.fixed_dictionaries({"type": JSON})},
 )
 
 
