@@ -28,17 +28,14 @@ _FORMS: Mapping[ErrorType, tuple[int, str]] = {
 }
 _NO_WINDOW = (400, "invalid_request_error", f"{TOO_LONG}: ")
 """What a sidecar finds too large has come to it whole: no window holds it."""
-_NO_RETRY = {"x-should-retry": "false"}
-"""Obeyed by the SDKs, which would send a request again whose time is over."""
 
 
 def anthropic_error(
     error: RequestError, status: int | None = None, headers: Mapping[str, str] | None = None, *, request_id: str = ""
 ) -> Response:
     """An error as Anthropic answers it."""
-    said = retry_headers(error) | (_NO_RETRY if error.type is ErrorType.DEADLINE_EXCEEDED else {})
     fields = error_fields(error, request_id=request_id)
-    return json_response(fields, status or _form(error)[0], said | dict(headers or {}))
+    return json_response(fields, status or _form(error)[0], retry_headers(error) | dict(headers or {}))
 
 
 def error_fields(error: RequestError, *, request_id: str = "") -> dict[str, Any]:

@@ -59,14 +59,12 @@ def anthropic(line: Line) -> APIRouter:
 
 
 def _ask(request: Request, wanted: Asked) -> Ask:
-    """The ask, with the client's own patience as its deadline. Raises RequestError."""
-    steer = steering(request.headers, wanted.metadata)
-    changes: dict[str, object] = {}
-    if steer.deadline_ms is None:
-        changes["deadline_ms"] = patience_ms(request.headers, stream=wanted.request.stream)
-    if wanted.thinks:
-        changes["stream"] = True  # thinking comes in deltas alone
-    return Ask.of(steer, wanted.request.model_copy(update=changes), caller(request))
+    """What the caller may ask for. Its SDK's patience is the deadline where none is named. Raises RequestError."""
+    stream = wanted.request.stream
+    # Thinking comes in deltas alone.
+    changes = {"deadline_ms": patience_ms(request.headers, stream=stream), "stream": stream or wanted.thinks}
+    patient = wanted.request.model_copy(update=changes)
+    return Ask.of(steering(request.headers, wanted.metadata), patient, caller(request))
 
 
 async def _whole(run: Run) -> tuple[FinalReply, str]:

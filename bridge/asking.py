@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from bridge.callers import Caller
 from bridge.cancelling import cancel
 from bridge.follow import AWAY_S, following
-from bridge.line import BrokerAway, Line, NoAnswer
+from bridge.line import BrokerAway, BrokerLost, Line, NoAnswer
 from bridge.rights import check_priority, permitted
 from bridge.sequence import Piece
 from bridge.steering import DEFAULT_PRIORITY, Steering
@@ -136,7 +136,7 @@ class Run:
         body = encode_request(ask.request)
         try:
             answer = await self._line.ask(subjects.ask(ask.priority), body, headers, within_s=ACCEPTED_WITHIN_S)
-        except (NoAnswer, BrokerAway):  # it may be kept all the same
+        except (NoAnswer, BrokerLost):  # it may be kept all the same
             await self.abandon()
             raise
         if (answer.headers or {}).get("Sidecar-Event") == ReplyEvent.ERROR:
@@ -147,11 +147,14 @@ class Run:
 
     async def _to_the_ending(self, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
         async with aclosing(pieces):
-            async for piece in pieces:
-                self._has_ended = piece.is_ending
-                yield piece
-                if piece.is_ending:
-                    return
+            try:
+                async for piece in pieces:
+                    self._has_ended = piece.is_ending
+                    yield piece
+                    if piece.is_ending:
+                        return
+            except BrokerAway:
+                raise BrokerLost from None
         await self.abandon()  # its client is told that it has failed
         raise NoAnswer(self._allowed_s)
 

@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from bridge.client_gone import ClientGone
+from bridge.line import BrokerLost
 from processor.errors import ErrorType, RequestError
 from processor.messages import MAX_BODY_BYTES
 from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
@@ -19,6 +20,7 @@ from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
 BODY_WITHIN_S = 30.0
 """For a whole body to arrive."""
 REQUEST_ID_HEADER = "X-Sidecar-Request-Id"
+_AGAIN = frozenset({ErrorType.RATE_LIMITED, ErrorType.QUEUE_FULL, ErrorType.UNAVAILABLE})
 
 
 async def read_body(request: Request) -> bytes:
@@ -87,8 +89,12 @@ def header_text(text: str, limit: int = 500) -> str:
 
 
 def retry_headers(error: RequestError) -> dict[str, str]:
-    """Retry-After in whole seconds, where the error says when."""
-    return {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    """Retry-After in whole seconds, where the error says when; and whether the vendors' SDKs shall try again, which
+    they do twice by themselves: not where that cannot help, nor where what was asked may be paid for already.
+    """
+    after = {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    may_help = error.type in _AGAIN and not isinstance(error, BrokerLost)
+    return after if may_help else after | {"X-Should-Retry": "false"}
 
 
 def error_response(

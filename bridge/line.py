@@ -31,9 +31,19 @@ log = structlog.get_logger(__name__)
 class BrokerAway(RequestError):
     """There is no connection to the broker now."""
 
+    def __init__(
+        self,
+        message: str = "the bridge cannot reach its NATS broker now: see that it runs; it is tried again",
+        retry_after_s: float | None = 1.0,
+    ) -> None:
+        super().__init__(ErrorType.UNAVAILABLE, message, retry_after_s=retry_after_s)
+
+
+class BrokerLost(BrokerAway):
+    """It went away while an answer was waited for: what was asked may be done, and paid for, all the same."""
+
     def __init__(self) -> None:
-        message = "the bridge cannot reach its NATS broker now: see that it runs; it is tried again"
-        super().__init__(ErrorType.UNAVAILABLE, message, retry_after_s=1.0)
+        super().__init__("the bridge has lost its NATS broker: what was asked may be done all the same", None)
 
 
 class NoSidecar(RequestError):
@@ -126,7 +136,7 @@ class Line:
         """The answer of one sidecar.
 
         Raises:
-            BrokerAway, NoSidecar, NoAnswer: `unavailable` or `deadline_exceeded`.
+            BrokerAway, BrokerLost, NoSidecar, NoAnswer: `unavailable` or `deadline_exceeded`.
             RequestError: `too_large` for more than the broker takes.
         """
         bus = self._bus
@@ -146,7 +156,7 @@ class Line:
         except nats.errors.TimeoutError:
             raise NoAnswer(within_s) from None
         except (nats.errors.Error, OSError):
-            raise BrokerAway from None
+            raise BrokerLost from None
         finally:
             asking.cancel()
 

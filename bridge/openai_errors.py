@@ -1,4 +1,4 @@
-"""The contract's errors as OpenAI's: status, body, and whether its SDKs shall try again. Pure."""
+"""The contract's errors as OpenAI's: status and body. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ class _Form:
     status: int
     type: str
     code: str | None
-    again: bool = False
-    """Whether the same request may fare better: SDKs try twice more by themselves."""
 
 
 _FORMS: Final = {
@@ -31,12 +29,11 @@ _FORMS: Final = {
     ErrorType.FORBIDDEN: _Form(403, "permission_error", "insufficient_permissions"),
     ErrorType.NOT_FOUND: _Form(404, "invalid_request_error", "unknown_url"),
     ErrorType.TOO_LARGE: _Form(413, "invalid_request_error", "request_too_large"),
-    ErrorType.RATE_LIMITED: _Form(429, "rate_limit_error", "rate_limit_exceeded", again=True),
+    ErrorType.RATE_LIMITED: _Form(429, "rate_limit_error", "rate_limit_exceeded"),
     ErrorType.CANCELLED: _Form(499, "api_error", "cancelled"),
-    ErrorType.INTERNAL: _Form(500, "server_error", "internal_error", again=True),
-    ErrorType.QUEUE_FULL: _Form(503, "server_error", "queue_full", again=True),
-    ErrorType.UNAVAILABLE: _Form(503, "server_error", "unavailable", again=True),
-    # The time that the client gave is over; another try would take as long once more.
+    ErrorType.INTERNAL: _Form(500, "server_error", "internal_error"),
+    ErrorType.QUEUE_FULL: _Form(503, "server_error", "queue_full"),
+    ErrorType.UNAVAILABLE: _Form(503, "server_error", "unavailable"),
     ErrorType.DEADLINE_EXCEEDED: _Form(504, "server_error", "deadline_exceeded"),
 }
 _NO_SUCH_MODEL: Final = _Form(404, "invalid_request_error", "model_not_found")
@@ -47,10 +44,9 @@ _NO_WINDOW: Final = _Form(400, "invalid_request_error", "context_length_exceeded
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error as it goes out; `status` is an HTTP status, `headers` say whether to come again."""
+    """An error as it goes out; `status` is an HTTP status."""
 
     status: int
-    headers: dict[str, str]
     body: dict[str, Any]
 
 
@@ -67,6 +63,5 @@ def openai_refusal(error: RequestError, *, by_sidecar: bool = False) -> Refusal:
         form = _NO_SUCH_MODEL
     elif error.type is ErrorType.TOO_LARGE and by_sidecar and not message.startswith(_NOT_THE_PROMPT):
         form, message = _NO_WINDOW, f"the prompt is too long (context_length_exceeded): {message}"
-    headers = {} if form.again else {"X-Should-Retry": "false"}
     body = {"message": message, "type": form.type, "param": param, "code": form.code}
-    return Refusal(form.status, headers, {"error": body})
+    return Refusal(form.status, {"error": body})

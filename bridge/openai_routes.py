@@ -21,15 +21,12 @@ from bridge.openai_errors import Refusal, openai_refusal
 from bridge.openai_models import Row
 from bridge.openai_request import Asked, decode
 from bridge.openai_stream import Chunks
-from bridge.patience import SDK_HEADER, USUAL_S, patience_ms
+from bridge.patience import USUAL_S, patience_ms
 from bridge.questions import models_of
 from bridge.sse import EventStream, event
 from bridge.steering import steering
 from processor.errors import ErrorType, RequestError
 from processor.reply_bodies import ReplyEvent
-
-SDK_TIMEOUT: Final = "x-stainless-read-timeout"
-"""In which OpenAI's SDK says, in seconds, how long it waits."""
 
 _DONE: Final = event(b"[DONE]")
 _NOT_SERVED: Final = ("completions", "embeddings", "responses")
@@ -95,8 +92,7 @@ def error_response(
 ) -> Response:
     """An error in OpenAI's form."""
     form = _form(error)
-    said = form.headers | retry_headers(error) | dict(headers or {})
-    return json_response(form.body, status or form.status, said)
+    return json_response(form.body, status or form.status, retry_headers(error) | dict(headers or {}))
 
 
 def _error_event(error: RequestError) -> bytes:
@@ -110,8 +106,7 @@ def _form(error: RequestError) -> Refusal:
 
 def _ask(request: Request, asked: Asked) -> Ask:
     """What the caller may ask for. Its SDK's patience is the deadline where none is named. Raises RequestError."""
-    stream = asked.request.stream
-    deadline_ms = patience_ms({SDK_HEADER: request.headers.get(SDK_TIMEOUT, "")}, stream=stream)
+    deadline_ms = patience_ms(request.headers, stream=asked.request.stream)
     patient = asked.request.model_copy(update={"deadline_ms": deadline_ms})
     return Ask.of(steering(request.headers, asked.steering), patient, caller(request))
 

@@ -235,6 +235,20 @@ async def test_a_client_that_waits_less_than_an_answer_takes_has_no_answer_made_
     await wait_until(lambda: vendor.cancelled == 1)
 
 
+@pytest.mark.parametrize("where", ["client", "call"])
+async def test_a_client_that_stops_waiting_has_not_asked_again_by_itself(
+    edge: Edge, start: StartProcessor, where: str
+) -> None:
+    """Each of its calls would be paid."""
+    vendor = answers(TextDelta("x"), Pause(30))
+    await start({"anthropic": vendor})
+    patience: Any = {"timeout": 2.0}
+    async with sdk(edge, max_retries=2, **(patience if where == "client" else {})) as client:
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            await client.messages.create(**says(), **(patience if where == "call" else {}))
+    assert (caught.value.type, vendor.calls) == ("timeout_error", 1)
+
+
 # --- beside messages ------------------------------------------------------------------------
 
 

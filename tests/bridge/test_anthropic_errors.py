@@ -78,7 +78,12 @@ async def test_every_refusal_is_the_exception_that_the_sdk_has_for_it(
 
 async def test_the_sdk_tries_again_where_that_can_help(nc: Client, edge: Edge) -> None:
     again = {ErrorType.RATE_LIMITED: 2, ErrorType.QUEUE_FULL: 2, ErrorType.UNAVAILABLE: 2}
-    never = {ErrorType.DEADLINE_EXCEEDED: 1, ErrorType.BUDGET_EXCEEDED: 1, ErrorType.NOT_FOUND: 1}
+    never = {
+        ErrorType.DEADLINE_EXCEEDED: 1,
+        ErrorType.INTERNAL: 1,
+        ErrorType.BUDGET_EXCEEDED: 1,
+        ErrorType.NOT_FOUND: 1,
+    }
     left = [RequestError(kind, "no") for kind, tries in (again | never).items() for _ in range(tries)]
     await listen(nc, "llm.request.medium", refusing(left))
     async with sdk(edge, max_retries=1) as client:

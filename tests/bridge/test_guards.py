@@ -397,7 +397,7 @@ async def test_a_listed_page_may_and_reads_what_it_needs(nc: Client, nats_url: s
         status, _, told = await send(edge, "POST", "/api/chat", {"Origin": page}, body())
         assert (status, told["Access-Control-Allow-Origin"]) == (503, page)
         exposed = {name.strip() for name in told["Access-Control-Expose-Headers"].split(",")}
-        assert {"X-Sidecar-Request-Id", "X-Sidecar-Cost-Usd", "Retry-After"} <= exposed
+        assert {"X-Sidecar-Request-Id", "X-Sidecar-Cost-Usd", "Retry-After", "X-Should-Retry"} <= exposed
         assert (await send(edge, "POST", "/api/chat", {"Origin": "http://evil.example"}, body()))[0] == 403
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import nats
 import openai
 import orjson
 import pytest
@@ -15,7 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import BaseModel
 
-from bridge import sse
+from bridge import follow, sse
 from processor.errors import ErrorType, RequestError
 from processor.messages import MAX_BODY_BYTES
 from processor.replies import error_body
@@ -36,8 +38,8 @@ from providers.base import (
 )
 from providers.errors import InvalidPrompt, Overloaded
 from providers.scripted import Pause, ScriptedProvider, Step, echo
-from tests.bridge.edge import Edge, bridging
-from tests.conftest import StartProcessor
+from tests.bridge.edge import Edge, bridging, our_broker
+from tests.conftest import StartProcessor, nats_server
 from tests.talk import listen
 from tests.wait import wait_until
 
@@ -368,6 +370,7 @@ async def test_a_prompt_that_fits_no_window_is_what_openai_calls_it(
         (ErrorType.BUDGET_EXCEEDED, 9, openai.RateLimitError, "insufficient_quota", 1),
         (ErrorType.RATE_LIMITED, 0.3, openai.RateLimitError, "rate_limit_exceeded", 2),
         (ErrorType.QUEUE_FULL, None, openai.InternalServerError, "queue_full", 2),
+        (ErrorType.INTERNAL, None, openai.InternalServerError, "internal_error", 1),
         (ErrorType.DEADLINE_EXCEEDED, None, openai.InternalServerError, "deadline_exceeded", 1),
     ],
 )
@@ -451,6 +454,45 @@ async def test_an_answer_may_take_as_long_as_the_sdk_waits_for_it(
     ):
         answer = await client.chat.completions.create(model="haiku", messages=ASKED)
     assert answer.choices[0].message.content == "late"
+
+
+async def test_a_client_that_stops_waiting_has_not_asked_again_by_itself(edge: Edge, start: StartProcessor) -> None:
+    """Each of its calls would be paid."""
+    vendor = ScriptedProvider(saying(TextDelta("x"), Pause(60)))
+    await start({"anthropic": vendor})
+    async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="any", max_retries=2, timeout=2) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(model="haiku", messages=ASKED)
+    assert (caught.value.code, vendor.calls) == ("deadline_exceeded", 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_under_way_is_not_asked_anew_where_the_bridge_loses_its_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(follow, "AWAY_S", 0.1)
+    asked: list[Msg] = []
+
+    async def keep(msg: Msg) -> None:
+        asked.append(msg)
+        await sidecar.publish(msg.reply, b'{"stream": "LLM_REQUESTS", "seq": 1}')
+
+    with nats_server(tmp_path) as url:
+        sidecar = await nats.connect(url)
+        await listen(sidecar, "llm.request.medium", keep)
+        async with (
+            bridging(url) as edge,
+            openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="any", max_retries=0) as client,
+        ):
+            said: Any = {"model": "haiku", "messages": ASKED, "stream": stream}
+            asking = asyncio.create_task(client.chat.completions.create(**said))
+            await wait_until(lambda: asked)
+            our_broker().kill()
+            with pytest.raises(openai.InternalServerError, match="all the same") as caught:
+                await asking
+        await sidecar.close()
+    headers = caught.value.response.headers
+    assert (headers["X-Should-Retry"], "Retry-After" in headers) == ("false", False)
 
 
 # --- models ---------------------------------------------------------------------------------
