@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Response
 
 from bridge.anthropic_fields import TOO_LONG
-from bridge.asking import Refused
+from bridge.asking import fits_no_window
 from bridge.bodies import json_response, retry_headers
 from processor.errors import ErrorType, RequestError
 
@@ -27,7 +27,6 @@ _FORMS: Mapping[ErrorType, tuple[int, str]] = {
     ErrorType.QUEUE_FULL: (529, "overloaded_error"),
 }
 _NO_WINDOW = (400, "invalid_request_error", f"{TOO_LONG}: ")
-"""What a sidecar finds too large has come to it whole: no window holds it."""
 
 
 def anthropic_error(
@@ -47,6 +46,6 @@ def error_fields(error: RequestError, *, request_id: str = "") -> dict[str, Any]
 
 def _form(error: RequestError) -> tuple[int, str, str]:
     """Status, type, and what its message begins with."""
-    if error.type is ErrorType.TOO_LARGE and isinstance(error, Refused):
+    if fits_no_window(error):
         return _NO_WINDOW
     return *_FORMS[error.type], ""

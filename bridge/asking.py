@@ -163,6 +163,16 @@ class Refused(RequestError):
     """The ending of a request that has no answer, in a sidecar's words."""
 
 
+_OF_THE_BUS = ("body", "the body", "the answer")
+"""How the message begins where the bus has no room for a request, or for its answer."""
+
+
+def fits_no_window(error: RequestError) -> bool:
+    """Whether a sidecar has found a prompt too large for every model; what it finds so has come to it whole."""
+    is_too_large = isinstance(error, Refused) and error.type is ErrorType.TOO_LARGE
+    return is_too_large and not error.message.startswith(_OF_THE_BUS)
+
+
 def refusal(body: bytes) -> RequestError:
     """The error that an error's body tells of."""
     try:

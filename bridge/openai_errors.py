@@ -37,8 +37,6 @@ _FORMS: Final = {
     ErrorType.DEADLINE_EXCEEDED: _Form(504, "server_error", "deadline_exceeded"),
 }
 _NO_SUCH_MODEL: Final = _Form(404, "invalid_request_error", "model_not_found")
-_NOT_THE_PROMPT: Final = ("body", "the body", "the answer")
-"""How the message begins where the bus has no room for a request, or for its answer."""
 _NO_WINDOW: Final = _Form(400, "invalid_request_error", "context_length_exceeded")
 
 
@@ -50,18 +48,18 @@ class Refusal:
     body: dict[str, Any]
 
 
-def openai_refusal(error: RequestError, *, by_sidecar: bool = False) -> Refusal:
+def openai_refusal(error: RequestError, *, fits_no_window: bool = False) -> Refusal:
     """`error` in OpenAI's form.
 
-    Where a sidecar (`by_sidecar`) finds a prompt too large, no model's window holds it. That has a code of its own, at
-    which clients shorten the talk; some know it only by the words.
+    A prompt that `fits_no_window` has a code of its own, at which clients shorten the talk; some know it only by the
+    words.
     """
     named = _FIELD.match(error.message)
     param = named.group(1) if named else None
     form, message = _FORMS[error.type], error.message
     if error.type is ErrorType.NOT_FOUND and param == "model":
         form = _NO_SUCH_MODEL
-    elif error.type is ErrorType.TOO_LARGE and by_sidecar and not message.startswith(_NOT_THE_PROMPT):
+    elif fits_no_window:
         form, message = _NO_WINDOW, f"the prompt is too long (context_length_exceeded): {message}"
     body = {"message": message, "type": form.type, "param": param, "code": form.code}
     return Refusal(form.status, {"error": body})

@@ -11,7 +11,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from bridge import openai_models
-from bridge.asking import Ask, Refused, Run, refusal
+from bridge.asking import Ask, Run, fits_no_window, refusal
 from bridge.bodies import REQUEST_ID_HEADER, json_response, read_body, reply_headers, retry_headers
 from bridge.callers import caller
 from bridge.client_gone import ClientGone, unless_gone
@@ -101,7 +101,7 @@ def _error_event(error: RequestError) -> bytes:
 
 
 def _form(error: RequestError) -> Refusal:
-    return openai_refusal(error, by_sidecar=isinstance(error, Refused))
+    return openai_refusal(error, fits_no_window=fits_no_window(error))
 
 
 def _ask(request: Request, asked: Asked) -> Ask:

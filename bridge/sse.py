@@ -38,7 +38,7 @@ class EventStream(Response):
         *,
         on_gone: Callable[[], Awaitable[None]],
         failed: Callable[[RequestError], Response],
-        late: Callable[[RequestError], bytes] | None = None,
+        late: Callable[[RequestError], bytes],
         headers: Mapping[str, str] | None = None,
         heartbeat: bytes = _HEARTBEAT,
     ) -> None:
@@ -82,8 +82,6 @@ class EventStream(Response):
             except RequestError as error:
                 if await out.fail(self._failed(error)):
                     return
-                if self._late is None:
-                    raise
                 await out.write(self._late(error))
         await out.end()
 

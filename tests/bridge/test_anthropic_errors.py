@@ -76,6 +76,16 @@ async def test_every_refusal_is_the_exception_that_the_sdk_has_for_it(
     assert {kind for kind, *_ in REFUSALS} == set(ErrorType)
 
 
+@pytest.mark.parametrize("why", ["the answer does not fit the bus: 9000000 bytes", "body: 9000000 bytes"])
+async def test_what_the_bus_has_no_room_for_is_no_long_prompt(nc: Client, edge: Edge, why: str) -> None:
+    """A coding agent would shorten its talk, and ask for the same answer again."""
+    await listen(nc, "llm.request.medium", refusing([RequestError(ErrorType.TOO_LARGE, why) for _ in range(2)]))
+    for path, named in (("/v1/messages", "request_too_large"), ("/v1/chat/completions", "invalid_request_error")):
+        async with edge.client.post(path, data=orjson.dumps(says())) as response:
+            error = orjson.loads(await response.read())["error"]
+        assert (response.status, error["type"], error["message"]) == (413, named, why)
+
+
 async def test_the_sdk_tries_again_where_that_can_help(nc: Client, edge: Edge) -> None:
     again = {ErrorType.RATE_LIMITED: 2, ErrorType.QUEUE_FULL: 2, ErrorType.UNAVAILABLE: 2}
     never = {

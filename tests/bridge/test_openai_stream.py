@@ -184,9 +184,7 @@ def test_an_error_that_names_a_field_says_so_in_param(message: str, param: str |
 
 def test_what_no_window_holds_is_told_from_a_body_that_is_too_large() -> None:
     error = RequestError(ErrorType.TOO_LARGE, "haiku: about 300000 tokens do not fit its window of 200000")
-    assert (openai_refusal(error).status, openai_refusal(error, by_sidecar=True).status) == (413, 400)
-    told = openai_refusal(error, by_sidecar=True).body["error"]
+    assert (openai_refusal(error).status, openai_refusal(error, fits_no_window=True).status) == (413, 400)
+    told = openai_refusal(error, fits_no_window=True).body["error"]
     assert told["code"] == "context_length_exceeded"
     assert "prompt is too long" in told["message"]
-    answer = RequestError(ErrorType.TOO_LARGE, "the answer does not fit the bus: 9000000 bytes")
-    assert openai_refusal(answer, by_sidecar=True).status == 413
