@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import orjson
 
+from bridge.unsent import SentCall
+
 Event = dict[str, Any]
 """A stream event's data; its `type` is the event's name too."""
 Kind = Literal["text", "thinking", "tool_use"]
@@ -52,15 +54,6 @@ def _is_json(text: str) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A tool call as far as it came: its number in the answer, and its arguments as text."""
-
-    number: int
-    id: str
-    arguments: str
-
-
 class Blocks:
     """What an answer consists of so far; each method gives the events that tell the client."""
 
@@ -78,12 +71,10 @@ class Blocks:
         return "".join(self._text)
 
     @property
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[SentCall]:
         """The tool calls so far, in their order."""
-        return [
-            Call(number, str(block.opening["id"]), "".join(block.written))
-            for number, block in sorted(self._calls.items())
-        ]
+        calls = sorted(self._calls.items())
+        return [SentCall(number, block.opening["id"], block.written) for number, block in calls]
 
     def add_text(self, piece: str) -> list[Event]:
         self._text.append(piece)

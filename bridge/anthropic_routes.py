@@ -90,7 +90,7 @@ async def _events(run: Run, wanted: Asked) -> AsyncGenerator[bytes]:
     Raises:
         RequestError: it is an error, or cannot be gone on with; then the request is stopped.
     """
-    told = MessageStream(run.ask.id, wanted.model, base_tokens(wanted.request))
+    told = MessageStream(run.ask.id, wanted.model, base_tokens(wanted.request), thinks=wanted.thinks)
     try:
         async with run.pieces() as pieces:
             async for piece in pieces:

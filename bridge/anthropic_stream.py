@@ -8,23 +8,19 @@ import orjson
 
 from bridge.anthropic_answer import message_id, stop_reason, usage
 from bridge.anthropic_blocks import Blocks, Event
-from processor.errors import ErrorType, RequestError
+from bridge.unsent import rest_of, rest_of_calls, torn
 from processor.reply_bodies import FinalReply
-
-
-def torn() -> RequestError:
-    """A part of an answer was sent that is void now."""
-    return RequestError(
-        ErrorType.UNAVAILABLE,
-        "the answer was interrupted and has begun anew: what came so far is void; ask again",
-    )
 
 
 class MessageStream:
     """What a client has been told of one message. Nothing is told before there is content."""
 
-    def __init__(self, request_id: str, model: str, input_tokens: int) -> None:
-        """`model` is the name that was asked for; `input_tokens` is an estimate that the end sets right."""
+    def __init__(self, request_id: str, model: str, input_tokens: int, *, thinks: bool = True) -> None:
+        """`model` is the name that was asked for; `input_tokens` is an estimate that the end sets right.
+
+        Thinking is only told to a client that `thinks`: any other one takes the first block for the answer.
+        """
+        self._thinks = thinks
         self._start: Event = {
             "type": "message_start",
             "message": {
@@ -56,7 +52,7 @@ class MessageStream:
         if call := piece.get("tool_call"):
             found = self._call(**call)
         elif thinking := piece.get("thinking"):
-            found = self._blocks.add_thinking(thinking)
+            found = self._blocks.add_thinking(thinking) if self._thinks else []
         elif text := piece["text"]:
             found = self._blocks.add_text(text)
         else:
@@ -97,17 +93,16 @@ class MessageStream:
 
     def _rest(self, reply: FinalReply) -> list[Event]:
         found: list[Event] = []
-        if rest := _after(self._blocks.text, reply.response):
+        if rest := rest_of(self._blocks.text, reply.response):
             found += self._blocks.add_text(rest)
-        sent = self._blocks.calls
-        if [call.id for call in sent] != [call.id for call in reply.tool_calls[: len(sent)]]:
-            raise torn()
-        for before, call in zip(sent, reply.tool_calls, strict=False):
-            if before.arguments or call.arguments != "{}":  # which stands for none
-                found += self._call(before.number, _after(before.arguments, call.arguments))
-        beyond = sent[-1].number + 1 if sent else 0
-        for number, call in enumerate(reply.tool_calls[len(sent) :], beyond):
-            found += self._call(number, call.arguments, call.id, call.name)
+        calls = self._blocks.calls
+        beyond = calls[-1].number + 1 if calls else 0
+        for sent, call, rest in rest_of_calls(calls, reply.tool_calls):
+            if sent is None:
+                found += self._call(beyond, rest, call.id, call.name)
+                beyond += 1
+            elif sent.pieces or rest != "{}":  # which stands for none
+                found += self._call(sent.number, rest)
         return found
 
     def _call(self, index: int, arguments: str, id: str | None = None, name: str | None = None) -> list[Event]:
@@ -115,10 +110,3 @@ class MessageStream:
             return self._blocks.add_call(index, arguments, id=id, name=name)
         except KeyError:
             raise torn() from None
-
-
-def _after(sent: str, whole: str) -> str:
-    """What of `whole` was not sent."""
-    if not whole.startswith(sent):
-        raise torn()
-    return whole[len(sent) :]

@@ -25,7 +25,7 @@ def completion(final: FinalReply, *, created: int) -> dict[str, Any]:
         "id": completion_id(final.id),
         "object": "chat.completion",
         "created": created,
-        "model": final.served_by,
+        "model": final.served_by or final.model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(final)}],
         "usage": usage(final.usage),
         "sidecar": account(final),

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from bridge.openai_answer import account, completion_id, finish_reason, tool_call, usage
 from bridge.sequence import Piece
-from processor.errors import ErrorType, RequestError
+from bridge.unsent import SentCall, rest_of, rest_of_calls, torn
 from processor.reply_bodies import FinalReply, ReplyEvent
-
-
-@dataclass(slots=True)
-class _SentCall:
-    index: int
-    arguments: list[str] = field(default_factory=list)
 
 
 class Chunks:
@@ -33,8 +26,8 @@ class Chunks:
         self._model = model
         self._include_usage = include_usage
         self._text: list[str] = []
-        self._calls: dict[int, _SentCall] = {}
-        self._ids: dict[str, _SentCall] = {}
+        self._calls: dict[int, SentCall] = {}
+        """By their numbers, in the order in which they began; by that the client numbers them."""
         self.begun = False
         """Whether anything was sent."""
 
@@ -48,7 +41,7 @@ class Chunks:
             case ReplyEvent.DELTA:
                 yield from self._delta(orjson.loads(piece.body))
             case ReplyEvent.RESTARTED if self.begun:
-                raise _broken("the answer began anew in the middle, and a stream of this format cannot take back text")
+                raise torn()
             case ReplyEvent.FINAL:
                 yield from self._end(FinalReply.model_validate_json(piece.body))
 
@@ -62,23 +55,28 @@ class Chunks:
             yield from self._say({"content": fields["text"]})
 
     def _call_piece(self, call: dict[str, Any]) -> dict[str, Any]:
-        """A piece of a call, with its id and name where it is the first; calls are numbered as they begin."""
-        if (sent := self._calls.get(call["index"])) is not None:
-            sent.arguments.append(call["arguments"])
-            return {"index": sent.index, "function": {"arguments": call["arguments"]}}
-        sent = _SentCall(len(self._calls), [call["arguments"]])
-        call_id = call.get("id", "")
-        self._calls[call["index"]] = self._ids[call_id] = sent
-        function = {"name": call.get("name", ""), "arguments": call["arguments"]}
-        return {"index": sent.index, "id": call_id, "type": "function", "function": function}
+        """A piece of a call, with its id and name where it is the first. Raises RequestError where that never came."""
+        number, arguments = call["index"], call["arguments"]
+        function = {"arguments": arguments}
+        if (sent := self._calls.get(number)) is not None:
+            sent.pieces.append(arguments)
+            return {"index": self._place(number), "function": function}
+        if not {"id", "name"} <= call.keys():
+            raise torn()
+        self._calls[number] = SentCall(number, call["id"], [arguments])
+        function = {"name": call["name"]} | function
+        return {"index": self._place(number), "id": call["id"], "type": "function", "function": function}
+
+    def _place(self, number: int) -> int:
+        return list(self._calls).index(number)
 
     def _end(self, final: FinalReply) -> Iterator[bytes]:
         """What of the answer was not sent, the reason of its end, and its usage where that is wanted."""
-        if rest := self._rest("".join(self._text), final.response):
+        if rest := rest_of("".join(self._text), final.response):
             yield from self._say({"content": rest})
         for piece in self._missing_calls(final):
             yield from self._say({"tool_calls": [piece]})
-        self._model = final.served_by
+        self._model = final.served_by or final.model
         if not self.begun:
             yield from self._say({})
         yield self._chunk({}, finish_reason(final), sidecar=account(final))
@@ -86,21 +84,14 @@ class Chunks:
             yield self._bytes({"choices": [], "usage": usage(final.usage)})
 
     def _missing_calls(self, final: FinalReply) -> Iterator[dict[str, Any]]:
-        if not self._ids.keys() <= {call.id for call in final.tool_calls}:
-            raise _broken("other tool calls were sent than the answer has")
-        index = len(self._calls)
-        for call in final.tool_calls:
-            if (sent := self._ids.get(call.id)) is None:
-                yield {"index": index} | tool_call(call)
-                index += 1
-            elif rest := self._rest("".join(sent.arguments), call.arguments):
-                yield {"index": sent.index, "function": {"arguments": rest}}
-
-    @staticmethod
-    def _rest(sent: str, whole: str) -> str:
-        if not whole.startswith(sent):
-            raise _broken("what was sent is not the beginning of the answer")
-        return whole[len(sent) :]
+        beyond = len(self._calls)
+        in_order = [sent for _, sent in sorted(self._calls.items())]
+        for sent, call, rest in rest_of_calls(in_order, final.tool_calls):
+            if sent is None:
+                yield {"index": beyond} | tool_call(call)
+                beyond += 1
+            elif rest:
+                yield {"index": self._place(sent.number), "function": {"arguments": rest}}
 
     # --- chunks -----------------------------------------------------------------------------
 
@@ -117,7 +108,3 @@ class Chunks:
 
     def _bytes(self, fields: dict[str, Any]) -> bytes:
         return orjson.dumps(self._head | {"model": self._model} | fields)
-
-
-def _broken(why: str) -> RequestError:
-    return RequestError(ErrorType.UNAVAILABLE, f"{why}: ask again")

@@ -141,6 +141,15 @@ async def test_what_a_model_thinks_is_passed_through_and_does_not_come_back(
     assert vendor.prompts[-1].messages[1].parts == (Text("So."),)
 
 
+@pytest.mark.parametrize("way", ["whole", "stream"])
+async def test_who_did_not_ask_for_thinking_gets_the_answer_alone(
+    client: AsyncAnthropic, start: StartProcessor, way: str
+) -> None:
+    await start({"anthropic": answers(*THOUGHTS)})
+    message = await answered(client, way, says())
+    assert [block.model_dump(exclude_unset=True) for block in message.content] == [{"type": "text", "text": "So."}]
+
+
 async def test_what_was_thought_before_an_answer_began_anew_is_forgotten(
     client: AsyncAnthropic, start: StartProcessor
 ) -> None:

@@ -96,6 +96,19 @@ def test_the_rest_of_text_and_of_calls_follows_what_was_sent() -> None:
     )  # fmt: skip
 
 
+def test_calls_of_one_id_are_told_from_each_other() -> None:
+    """Some models give every call the same."""
+    calls = (CALLS[0], ReplyToolCall(id="c1", name="snow", arguments='{"at":2}'))
+    pieces = [call_piece(n, call.arguments[:4], id="c1", name=call.name) for n, call in enumerate(calls)]
+    told = put_together(chunks([*pieces, ending(final("", calls, "tool_calls"))]))[1]
+    assert told == [(call.id, call.name, call.arguments) for call in calls]
+
+
+def test_a_call_whose_beginning_was_lost_is_not_made_up() -> None:
+    with pytest.raises(RequestError):
+        chunks([call_piece(0, '"Rome"}')])
+
+
 @pytest.mark.parametrize(
     "pieces",
     [
