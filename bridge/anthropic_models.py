@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+VERSION_HEADER: Final = "anthropic-version"
+"""Which every client of Anthropic's API sends: it tells whose models are asked for at a path of both vendors."""
 Row = Mapping[str, Any]
 """A model as `llm.models` tells of it."""
 _UNKNOWN = "1970-01-01T00:00:00Z"

@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bridge import anthropic_models
 from bridge.anthropic_routes import anthropic
 from bridge.batch import batches
 from bridge.bodies import json_response
@@ -55,7 +54,7 @@ def create_app(line: Line, settings: Settings, keyring: Keyring, collector: Coll
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.include_router(native(line, wait_s=settings.request_timeout))
-    app.include_router(openai(line, anthropic_models=anthropic_models))
+    app.include_router(openai(line))
     app.include_router(anthropic(line))
     app.include_router(observing(collector, traffic, enabled=settings.enable_metrics))
     app.include_router(live(collector, traffic, keyring.authenticate if keyring.required else None))
@@ -75,7 +74,7 @@ def create_app(line: Line, settings: Settings, keyring: Keyring, collector: Coll
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_form(request.url.path)(error)
+    return error_form(request.scope)(error)
 
 
 async def _nobody_there(_: Request, __: Exception) -> Response:
@@ -93,7 +92,7 @@ async def _not_served(request: Request, error: Exception) -> Response:
         why = RequestError(ErrorType.INVALID_REQUEST, f"{request.method} is not served here, but {allowed} is")
     else:
         why = RequestError(ErrorType.INVALID_REQUEST, str(error.detail))
-    return error_form(request.url.path)(why, error.status_code, error.headers)
+    return error_form(request.scope)(why, error.status_code, error.headers)
 
 
 class _Edge:
@@ -121,5 +120,5 @@ class _Edge:
             if begun:
                 raise
             failed = RequestError(ErrorType.INTERNAL, "the bridge failed at this; its log says why")
-            await error_form(scope["path"])(failed)(scope, receive, send_on)
+            await error_form(scope)(failed)(scope, receive, send_on)
         return None

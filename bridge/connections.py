@@ -232,6 +232,6 @@ def _crowded(app: Any) -> ASGIApp:
             return await app(scope, receive, send)  # type: ignore[no-any-return]  # uvicorn types it less
         error = RequestError(ErrorType.UNAVAILABLE, "this bridge has too many connections; try again", retry_after_s=1)
         headers = {"Connection": "close", **page_headers(scope["path"])}
-        return await error_form(scope["path"])(error, headers=headers)(scope, receive, send)
+        return await error_form(scope)(error, headers=headers)(scope, receive, send)
 
     return answer

@@ -1,4 +1,4 @@
-"""Each surface has its own form of errors; here is which path has which."""
+"""Each surface has its own form of errors; here is which request has which."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from fastapi import Response
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from bridge.anthropic_errors import anthropic_error
+from bridge.anthropic_models import VERSION_HEADER
 from bridge.bodies import error_response
 from bridge.openai_routes import error_response as openai_error
 from processor.errors import RequestError
@@ -21,10 +24,9 @@ class ErrorForm(Protocol):
     ) -> Response: ...
 
 
-_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/v1/messages", anthropic_error), ("/v1/", openai_error))
-"""Beginnings of paths, the longest first; every other path has the bridge's own form."""
-
-
-def error_form(path: str) -> ErrorForm:
-    """The form of errors on a path."""
-    return next((form for beginning, form in _FORMS if path.startswith(beginning)), error_response)
+def error_form(scope: Scope) -> ErrorForm:
+    """The form of errors for an ASGI connection's request."""
+    path: str = scope["path"]
+    if path.startswith("/v1/messages") or (path.startswith("/v1/models") and VERSION_HEADER in Headers(scope=scope)):
+        return anthropic_error
+    return openai_error if path.startswith("/v1/") else error_response

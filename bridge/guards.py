@@ -113,7 +113,7 @@ async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Sen
 
     is_unknown = error.type is ErrorType.UNAUTHORIZED
     challenge = {"WWW-Authenticate": 'Bearer realm="sidecar"'} if is_unknown else {}
-    await error_form(scope["path"])(error, headers=challenge)(scope, receive, send)
+    await error_form(scope)(error, headers=challenge)(scope, receive, send)
 
 
 def cross_origin(origins: Collection[str]) -> dict[str, Any]:

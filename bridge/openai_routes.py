@@ -10,7 +10,8 @@ from typing import Any, Final, Protocol
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from bridge import openai_models
+from bridge import anthropic_models, openai_models
+from bridge.anthropic_models import VERSION_HEADER
 from bridge.asking import Ask, Run, fits_no_window, refusal
 from bridge.bodies import REQUEST_ID_HEADER, json_response, read_body, reply_headers, retry_headers
 from bridge.callers import caller
@@ -40,11 +41,8 @@ class ModelList(Protocol):
     def model(self, rows: Sequence[Row], name: str) -> dict[str, Any] | None: ...
 
 
-def openai(line: Line, *, anthropic_models: ModelList = openai_models) -> APIRouter:
-    """The routes under /v1.
-
-    Two surfaces share the path of the models: who sends an `anthropic-version` has them from `anthropic_models`.
-    """
+def openai(line: Line) -> APIRouter:
+    """The routes under /v1. Those of the models are Anthropic's too, whose clients are told by a header of theirs."""
     router = APIRouter(prefix="/v1")
 
     @router.post("/chat/completions")
@@ -65,18 +63,15 @@ def openai(line: Line, *, anthropic_models: ModelList = openai_models) -> APIRou
     @router.get("/models")
     async def list_models(request: Request) -> Response:
         """The models that can be called now."""
-        return json_response(listing(request).models(await models_of(line, caller(request))))
+        return json_response(_listing(request).models(await models_of(line, caller(request))))
 
     @router.get("/models/{name:path}")
     async def retrieve_model(request: Request, name: str) -> Response:
         """One of them, by its alias or its vendor's id."""
-        found = listing(request).model(await models_of(line, caller(request)), name)
+        found = _listing(request).model(await models_of(line, caller(request)), name)
         if found is None:
             raise RequestError(ErrorType.NOT_FOUND, f"model: none that can be called now is named {name[:128]!r}")
         return json_response(found)
-
-    def listing(request: Request) -> ModelList:
-        return anthropic_models if "anthropic-version" in request.headers else openai_models
 
     async def not_served(request: Request) -> Response:
         served = "of OpenAI's API, POST /v1/chat/completions and GET /v1/models are"
@@ -149,3 +144,9 @@ async def _chunks(run: Run, asked: Asked) -> AsyncGenerator[bytes]:
         await run.abandon()
         raise
     yield _DONE
+
+
+def _listing(request: Request) -> ModelList:
+    if VERSION_HEADER in request.headers:
+        return anthropic_models
+    return openai_models

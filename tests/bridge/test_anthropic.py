@@ -272,8 +272,9 @@ async def test_the_models_are_listed_in_anthropics_form(client: AsyncAnthropic, 
     names = [model.id async for model in client.models.list()]
     assert {"auto", "haiku", "claude-haiku-4-5-20251001"} <= set(names)
     assert (await client.models.retrieve("haiku")).max_input_tokens == 200_000
-    with pytest.raises(anthropic.NotFoundError):
+    with pytest.raises(anthropic.NotFoundError) as caught:
         await client.models.retrieve("no-such-model")
+    assert caught.value.type == "not_found_error"
 
 
 async def test_a_coding_agent_that_looks_whether_anybody_is_there_finds_somebody(edge: Edge) -> None:
