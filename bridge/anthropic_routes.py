@@ -14,7 +14,7 @@ from bridge.anthropic_errors import anthropic_error, error_fields
 from bridge.anthropic_request import Asked, asked, count
 from bridge.anthropic_stream import MessageStream
 from bridge.asking import Ask, Run, refusal
-from bridge.bodies import REQUEST_ID_HEADER, json_response, read_body, reply_headers
+from bridge.bodies import REQUEST_ID_HEADER, json_response, reply_headers, translated
 from bridge.callers import caller
 from bridge.client_gone import ClientGone, unless_gone
 from bridge.line import Line
@@ -34,7 +34,7 @@ def anthropic(line: Line) -> APIRouter:
     @router.post("/v1/messages")
     async def messages(request: Request) -> Response:
         """Ask a model in Anthropic's form; with `stream`, the answer is events."""
-        wanted = asked(await read_body(request))
+        wanted = await translated(request, asked)
         run = Run(line, _ask(request, wanted), wait_s=USUAL_S)
         shown = {REQUEST_ID_HEADER: run.ask.id, "request-id": run.ask.id} | wanted.ignored.headers()
         failed = partial(anthropic_error, headers=shown, request_id=run.ask.id)
@@ -53,7 +53,7 @@ def anthropic(line: Line) -> APIRouter:
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Response:
         """How many tokens a body will take, by estimate: no vendor is asked."""
-        return json_response({"input_tokens": count(await read_body(request))})
+        return json_response({"input_tokens": await translated(request, count)})
 
     return router
 

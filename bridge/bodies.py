@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request, Response
@@ -17,8 +17,12 @@ from processor.errors import ErrorType, RequestError
 from processor.messages import MAX_BODY_BYTES
 from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
 
+T = TypeVar("T")
+
 BODY_WITHIN_S = 30.0
 """For a whole body to arrive."""
+AT_ONCE_BYTES = 64 * 1024
+"""Of a body that is translated within a few milliseconds, whatever is in it."""
 REQUEST_ID_HEADER = "X-Sidecar-Request-Id"
 _AGAIN = frozenset({ErrorType.RATE_LIMITED, ErrorType.QUEUE_FULL, ErrorType.UNAVAILABLE})
 
@@ -46,6 +50,17 @@ async def read_body(request: Request) -> bytes:
     except ClientDisconnect:
         raise ClientGone from None
     return bytes(body)
+
+
+async def translated(request: Request, translate: Callable[[bytes], T]) -> T:
+    """What `translate` makes of the body; of a large one in a thread, since it may take seconds, and no other client's
+    answer would go on meanwhile.
+
+    Raises:
+        RequestError, ClientGone: as `read_body`, and what `translate` raises.
+    """
+    body = await read_body(request)
+    return translate(body) if len(body) <= AT_ONCE_BYTES else await asyncio.to_thread(translate, body)
 
 
 def _too_large() -> RequestError:

@@ -16,8 +16,8 @@ from bridge.bodies import (
     error_body,
     error_response,
     json_response,
-    read_body,
     reply_headers,
+    translated,
 )
 from bridge.callers import caller
 from bridge.cancelling import cancel
@@ -50,8 +50,7 @@ def native(line: Line, *, wait_s: float) -> APIRouter:
     @router.post("/chat")
     async def chat(request: Request) -> Response:
         """Ask a model. The body is the contract's request, and `priority`; with `stream`, its answer is events."""
-        body = await read_body(request)
-        steer, asked = read_chat(body, request)
+        steer, asked = await translated(request, lambda body: read_chat(body, request))
         run = Run(line, Ask.of(steer, asked, caller(request)), wait_s=wait_s)
         if asked.stream:
             shown = {REQUEST_ID_HEADER: run.ask.id}

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from bridge import anthropic_models, openai_models
 from bridge.anthropic_models import VERSION_HEADER
 from bridge.asking import Ask, Run, fits_no_window, refusal
-from bridge.bodies import REQUEST_ID_HEADER, json_response, read_body, reply_headers, retry_headers
+from bridge.bodies import REQUEST_ID_HEADER, json_response, reply_headers, retry_headers, translated
 from bridge.callers import caller
 from bridge.client_gone import ClientGone, unless_gone
 from bridge.line import Line
@@ -48,7 +48,7 @@ def openai(line: Line) -> APIRouter:
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """Ask a model in OpenAI's form; with `stream`, the answer is chunks."""
-        asked = decode(await read_body(request))
+        asked = await translated(request, decode)
         run = Run(line, _ask(request, asked), wait_s=USUAL_S)
         if not asked.request.stream:
             return await _answered(request, run, asked)

@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from nats.aio.msg import Msg
 
-from bridge.bodies import json_response, read_body
+from bridge.bodies import json_response, translated
 from bridge.callers import Caller, caller
 from bridge.line import Line
 from bridge.rights import permitted
@@ -29,7 +29,7 @@ def questions(line: Line) -> APIRouter:
     @router.post("/route")
     async def route(request: Request) -> Response:
         """Which models would answer the body of a request, and why. No model is called."""
-        asked = permitted(decode_request(await read_body(request)), caller(request))
+        asked = permitted(await translated(request, decode_request), caller(request))
         return json_response(_answer(await line.ask("llm.route", encode_request(asked))))
 
     @router.get("/usage")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,33 @@ async def test_a_key_is_checked_and_counted_but_counting_tokens_is_free(
             with pytest.raises(anthropic.RateLimitError) as refused:
                 await client.messages.create(**says())
         assert int(refused.value.response.headers["Retry-After"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("translation", "path"),
+    [
+        ("anthropic_routes.asked", "/v1/messages"),
+        ("anthropic_routes.count", "/v1/messages/count_tokens"),
+        ("openai_routes.decode", "/v1/chat/completions"),
+        ("native.read_chat", "/api/chat"),
+        ("questions.decode_request", "/api/route"),
+    ],
+)
+async def test_a_large_body_keeps_nobody_waiting_while_it_is_read(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, translation: str, path: str
+) -> None:
+    readers: list[threading.Thread] = []
+
+    def read(*_: object) -> None:
+        readers.append(threading.current_thread())
+        raise RequestError(ErrorType.INVALID_REQUEST, "no")
+
+    monkeypatch.setattr(f"bridge.{translation}", read)
+    for size in (1, 100_000):
+        async with edge.client.post(path, data=bytes(size)) as response:
+            assert response.status == 400
+    small, large = readers
+    assert small is threading.current_thread() is not large
 
 
 # --- what cannot be told in the middle of a stream ------------------------------------------
