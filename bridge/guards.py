@@ -24,7 +24,7 @@ _FREE: Final = frozenset({"/v1/messages/count_tokens", "/api/route"})
 router takes more spellings of a path for one than can be listed here, `/api/chat%0A` among them."""
 _EXPOSED: Final = (
     *(f"X-Sidecar-{name}" for name in ("Request-Id", "Model", "Provider", "Cost-Usd", "Route", "Cached", "Attempts")),
-    *("X-Sidecar-Ignored", "X-Sidecar-Moved", "X-Sidecar-Warning", "X-Request-Id", "Request-Id"),
+    *("X-Sidecar-Ignored", "X-Sidecar-Moved", "X-Request-Id", "Request-Id"),
     *("Retry-After", "X-Should-Retry"),
 )
 

@@ -13,6 +13,8 @@ SDK_HEADERS: Final = ("x-stainless-read-timeout", "x-stainless-timeout")
 whatever they say in the second; JavaScript's in the second, as whole seconds."""
 USUAL_S = 600.0
 """The SDKs' own default, and the longest that the vendors promise to work on an answer that is not streamed."""
+STREAM_S = 3600.0
+"""For a stream, which vendors give no end to: a long answer of a slow model takes half of that."""
 HEAD_START_S = 2.0
 """By which a whole answer ends before its client stops waiting, though no more than a tenth of the time. An SDK that
 is told of the end lets it be; one that has to find it out asks twice more by itself, and each call is paid."""
@@ -22,10 +24,10 @@ def patience_ms(headers: Mapping[str, str], *, stream: bool) -> int:
     """Milliseconds after which nobody waits any more.
 
     A stream is never silent for long, so there the SDK's figure says nothing of the whole: it may always take
-    `USUAL_S`.
+    `STREAM_S`.
     """
     wait_s = next((told for name in SDK_HEADERS if (told := _seconds(headers.get(name, "")))), USUAL_S)
-    wait_s = max(wait_s, USUAL_S) if stream else wait_s - min(HEAD_START_S, wait_s / 10)
+    wait_s = max(wait_s, STREAM_S) if stream else wait_s - min(HEAD_START_S, wait_s / 10)
     return min(max(1, round(wait_s * 1000)), MAX_DEADLINE_MS)
 
 

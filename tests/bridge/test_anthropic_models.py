@@ -58,8 +58,8 @@ def test_where_nothing_can_be_called_nothing_is_listed() -> None:
     [
         ("60", False, 58_000),
         ("0.3", False, 270),
-        ("60", True, 600_000),
-        ("1800", True, 1_800_000),
+        ("60", True, 3_600_000),
+        ("7200", True, 7_200_000),
         (None, False, 598_000),
         ("NOT_GIVEN", False, 598_000),
         ("-5", False, 598_000),
