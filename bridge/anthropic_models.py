@@ -14,7 +14,10 @@ _UNKNOWN = "1970-01-01T00:00:00Z"
 
 
 def models(rows: Sequence[Row]) -> dict[str, Any]:
-    """One page with all that can be called: `auto`, then each by its alias and by its vendor's id."""
+    """One page with all that can be called: `auto`, then each by its alias and by its vendor's id.
+
+    A retired one's names mean its successor.
+    """
     data = list(_listed(rows))
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"data": data, "has_more": False, "first_id": first, "last_id": last}
@@ -35,8 +38,7 @@ def _listed(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             seen.add("auto")
             yield _info("auto", "auto: the sidecar chooses")
         answering = by_alias.get(row["answered_by"], row)
-        is_retired = answering is not row  # its alias means its successor, its vendor's id nothing any more
-        for name in (row["model"],) if is_retired else (row["model"], row["id"]):
+        for name in (row["model"], row["id"]):
             if name not in seen:
                 seen.add(name)
                 yield _info(name, f"{answering['model']} ({answering['provider']})", answering)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from anthropic.types import ModelInfo
 
+from bridge import openai_models
 from bridge.anthropic_models import model, models
 from bridge.patience import SDK_HEADERS, patience_ms
 from processor.messages import MAX_DEADLINE_MS
@@ -28,8 +29,10 @@ ROWS = [
 
 def test_all_that_can_be_called_is_listed_by_its_alias_and_by_its_vendors_id() -> None:
     page = models(ROWS)
-    names = ["auto", "haiku", "claude-haiku-4-5-20251001", "sonnet", "sonnet-5.5", "claude-sonnet-5-5"]
-    assert [listed["id"] for listed in page["data"]] == names
+    assert [listed["id"] for listed in page["data"]] == [
+        *("auto", "haiku", "claude-haiku-4-5-20251001", "sonnet", "claude-sonnet-4-5-20250929"),
+        *("sonnet-5.5", "claude-sonnet-5-5"),
+    ]
     assert (page["has_more"], page["first_id"], page["last_id"]) == (False, "auto", "claude-sonnet-5-5")
     for listed in page["data"]:
         ModelInfo.model_validate(listed, strict=False)
@@ -44,7 +47,17 @@ def test_a_model_tells_what_it_takes_and_until_when() -> None:
     assert (sonnet["display_name"], sonnet["max_input_tokens"]) == ("sonnet-5.5 (anthropic)", 1_000_000)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-3.3-70b-versatile", "claude-sonnet-4-5-20250929", "no-such-model"])
+def test_every_name_that_is_answered_is_known_on_both_surfaces() -> None:
+    """Also a retired model's, which its successor answers."""
+    for name in [listed["id"] for listed in models(ROWS)["data"]]:
+        assert model(ROWS, name) is not None
+        assert openai_models.model(ROWS, name) is not None
+    retired = model(ROWS, "claude-sonnet-4-5-20250929")
+    assert retired is not None
+    assert retired["display_name"] == "sonnet-5.5 (anthropic)"
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-3.3-70b-versatile", "no-such-model"])
 def test_what_cannot_be_called_is_not_there(name: str) -> None:
     assert model(ROWS, name) is None
 
