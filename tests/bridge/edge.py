@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bridge.service import bridge
+from providers.scripted import ScriptedProvider
 from tests import talk
 from tests.conftest import make_settings
 from tests.wait import wait_until
@@ -81,3 +82,19 @@ async def listen(nc: Client, callback: Callable[[Msg], Awaitable[None]]) -> None
 def our_broker() -> psutil.Process:
     """The one that was started last: another may serve the session."""
     return max(psutil.Process().children(), key=lambda child: (child.create_time(), child.pid))
+
+
+async def leave_when(
+    edge: Edge, vendor: ScriptedProvider, sent: bytes, path: str = "/api/chat", **headers: str
+) -> None:
+    """Ask, and hang up once the vendor is at work."""
+    async with aiohttp.ClientSession(edge.url) as client:
+
+        async def ask() -> None:
+            async with client.post(path, data=sent, headers=headers) as response:
+                await response.read()
+
+        asking = asyncio.create_task(ask())
+        await wait_until(lambda: vendor.calls == 1)
+        asking.cancel()
+        await asyncio.wait({asking})

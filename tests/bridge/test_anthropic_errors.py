@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import anthropic
 import orjson
 import pytest
@@ -25,7 +23,7 @@ from providers.base import TextDelta
 from providers.errors import Overloaded
 from providers.scripted import Pause
 from tests.bridge.anthropic_client import answers, says, sdk, streamed
-from tests.bridge.edge import Edge, bridging
+from tests.bridge.edge import Edge, bridging, leave_when
 from tests.conftest import StartProcessor
 from tests.talk import listen
 from tests.wait import wait_until
@@ -241,16 +239,7 @@ async def test_an_error_in_the_middle_is_the_last_event(edge: Edge, start: Start
 async def test_a_client_that_goes_away_cancels_its_request(edge: Edge, start: StartProcessor, stream: bool) -> None:
     vendor = answers(TextDelta("x"), Pause(30))
     await start({"anthropic": vendor})
-    async with aiohttp.ClientSession(edge.url) as leaving:
-
-        async def ask() -> None:
-            async with leaving.post("/v1/messages", data=orjson.dumps(says(stream=stream))) as response:
-                await response.read()
-
-        asking = asyncio.create_task(ask())
-        await wait_until(lambda: vendor.calls == 1)
-        asking.cancel()
-        await asyncio.wait({asking})
+    await leave_when(edge, vendor, orjson.dumps(says(stream=stream)), "/v1/messages")
     await wait_until(lambda: vendor.cancelled == 1, timeout_s=2)
 
 

@@ -26,7 +26,7 @@ from processor.subjects import Priority
 from providers.base import Finished, FinishReason, Opened, TextDelta, Usage
 from providers.errors import InvalidPrompt, Overloaded
 from providers.scripted import Pause, ScriptedProvider
-from tests.bridge.edge import Edge, Event, bridging, events, our_broker
+from tests.bridge.edge import Edge, Event, bridging, events, leave_when, our_broker
 from tests.conftest import StartProcessor, nats_server, running_processor
 from tests.talk import all_audit_events, body, listen, stored
 from tests.wait import wait_until
@@ -199,8 +199,7 @@ async def test_a_client_that_goes_away_cancels_its_request(
 ) -> None:
     vendor = slow()
     await start({"anthropic": vendor})
-    asking = asyncio.create_task(leave_when(edge, vendor, body(stream=stream)))
-    await asking
+    await leave_when(edge, vendor, body(stream=stream))
     await wait_until(lambda: vendor.cancelled == 1, timeout_s=2)
 
 
@@ -587,17 +586,3 @@ async def look_up(edge: Edge, request_id: str) -> dict[str, Any]:
         assert response.status == 200
         found: dict[str, Any] = orjson.loads(await response.read())
         return found
-
-
-async def leave_when(edge: Edge, vendor: ScriptedProvider, sent: bytes, **headers: str) -> None:
-    """Ask, and hang up once the vendor is at work."""
-    async with aiohttp.ClientSession(edge.url) as client:
-
-        async def ask() -> None:
-            async with client.post("/api/chat", data=sent, headers=headers) as response:
-                await response.read()
-
-        asking = asyncio.create_task(ask())
-        await wait_until(lambda: vendor.calls == 1)
-        asking.cancel()
-        await asyncio.wait({asking})

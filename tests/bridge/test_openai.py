@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import nats
 import openai
 import orjson
@@ -38,7 +37,7 @@ from providers.base import (
 )
 from providers.errors import InvalidPrompt, Overloaded
 from providers.scripted import Pause, ScriptedProvider, Step, echo
-from tests.bridge.edge import Edge, bridging, our_broker
+from tests.bridge.edge import Edge, bridging, leave_when, our_broker
 from tests.conftest import StartProcessor, nats_server
 from tests.talk import listen
 from tests.wait import wait_until
@@ -430,11 +429,7 @@ async def test_a_client_that_goes_away_cancels_its_request(edge: Edge, start: St
     vendor = ScriptedProvider(saying(TextDelta("one "), Pause(60)))
     await start({"anthropic": vendor})
     body = orjson.dumps({"model": "haiku", "messages": ASKED, "stream": stream})
-    async with aiohttp.ClientSession(edge.url) as leaving:
-        asking = asyncio.create_task(leaving.post("/v1/chat/completions", data=body))
-        await wait_until(lambda: vendor.calls == 1)
-        asking.cancel()
-        await asyncio.wait({asking})
+    await leave_when(edge, vendor, body, "/v1/chat/completions")
     await wait_until(lambda: vendor.cancelled == 1)
 
 
