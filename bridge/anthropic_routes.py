@@ -16,7 +16,6 @@ from bridge.anthropic_stream import MessageStream
 from bridge.asking import Ask, Run, refusal
 from bridge.bodies import REQUEST_ID_HEADER, json_response, reply_headers, translated
 from bridge.callers import caller
-from bridge.client_gone import ClientGone, unless_gone
 from bridge.line import Line
 from bridge.patience import USUAL_S, patience_ms
 from bridge.sequence import Piece
@@ -42,12 +41,9 @@ def anthropic(line: Line) -> APIRouter:
             late = partial(_error_event, request_id=run.ask.id)
             return EventStream(_events(run, wanted), on_gone=run.client_gone, failed=failed, late=late, headers=shown)
         try:
-            reply, thinking = await unless_gone(request.receive, _whole(run))
+            reply, thinking = await run.while_client_waits(request.receive, _whole(run))
         except RequestError as error:
             return failed(error)
-        except ClientGone:
-            await run.client_gone()
-            raise
         return json_response(message(reply, thinking=thinking), headers=reply_headers(reply) | shown)
 
     @router.post("/v1/messages/count_tokens")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import orjson
 import structlog
 from pydantic import ValidationError
+from starlette.types import Receive
 
 from bridge.callers import Caller
 from bridge.cancelling import cancel
+from bridge.client_gone import ClientGone, unless_gone
 from bridge.follow import AWAY_S, following
 from bridge.line import BrokerAway, BrokerLost, Line, NoAnswer
 from bridge.rights import check_priority, permitted
@@ -30,6 +33,8 @@ ACCEPTED_WITHIN_S = 15.0
 GRACE_S = 10.0
 """After a deadline, for the ending to come."""
 CANCEL_AGAIN_S = 0.5
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +107,18 @@ class Run:
                 if piece.event is ReplyEvent.ERROR:
                     raise refusal(piece.body)
         raise AssertionError("the pieces end with an ending")
+
+    async def while_client_waits(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work` on this run; where the client goes away, the request does as in `client_gone`.
+
+        Raises:
+            ClientGone: it has gone.
+        """
+        try:
+            return await unless_gone(receive, work)
+        except ClientGone:
+            await self.client_gone()
+            raise
 
     async def abandon(self) -> None:
         """Stop the request, unless it is to go on, or was another ask's before."""

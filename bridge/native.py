@@ -21,7 +21,6 @@ from bridge.bodies import (
 )
 from bridge.callers import caller
 from bridge.cancelling import cancel
-from bridge.client_gone import ClientGone, unless_gone
 from bridge.follow import following
 from bridge.line import BrokerAway, Line
 from bridge.sequence import BEGINNING, Mark, Piece
@@ -124,12 +123,9 @@ async def answered(request: Request, run: Run) -> Response:
         ClientGone: it has gone.
     """
     try:
-        reply = await unless_gone(request.receive, run.final())
+        reply = await run.while_client_waits(request.receive, run.final())
     except RequestError as error:
         return _failed(run)(error)
-    except ClientGone:
-        await run.client_gone()
-        raise
     return json_response(reply.model_dump_json().encode(), headers=reply_headers(reply))
 
 

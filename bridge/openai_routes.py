@@ -15,7 +15,6 @@ from bridge.anthropic_models import VERSION_HEADER
 from bridge.asking import Ask, Run, fits_no_window, refusal
 from bridge.bodies import REQUEST_ID_HEADER, json_response, reply_headers, retry_headers, translated
 from bridge.callers import caller
-from bridge.client_gone import ClientGone, unless_gone
 from bridge.line import Line
 from bridge.openai_answer import completion
 from bridge.openai_errors import Refusal, openai_refusal
@@ -115,12 +114,9 @@ def _shown(run: Run, asked: Asked) -> dict[str, str]:
 async def _answered(request: Request, run: Run, asked: Asked) -> Response:
     """The whole answer, or the error; the request is stopped where its client goes away. Raises ClientGone."""
     try:
-        reply = await unless_gone(request.receive, run.final())
+        reply = await run.while_client_waits(request.receive, run.final())
     except RequestError as error:
         return error_response(error, headers=_shown(run, asked))
-    except ClientGone:
-        await run.client_gone()
-        raise
     headers = reply_headers(reply) | _shown(run, asked)
     return json_response(completion(reply, created=int(time.time())), headers=headers)
 
