@@ -23,10 +23,9 @@ def services() -> dict[str, Any]:
     return found
 
 
-def test_compose_has_broker_redis_and_sidecar_each_with_a_health_check(services: dict[str, Any]) -> None:
-    assert set(services) == {"nats", "redis", "sidecar"}
-    assert "healthcheck" in services["nats"]
-    assert "healthcheck" in services["redis"]
+def test_compose_has_broker_redis_sidecar_and_bridge_each_with_a_health_check(services: dict[str, Any]) -> None:
+    assert set(services) == {"nats", "redis", "sidecar", "bridge"}
+    assert all("healthcheck" in services[name] for name in ("nats", "redis", "bridge"))
     assert "HEALTHCHECK" in DOCKERFILE
 
 
@@ -37,8 +36,20 @@ def test_every_variable_in_compose_is_a_setting_and_valid(services: dict[str, An
     assert (settings.nats_url, settings.redis_url) == ("nats://nats:4222", "redis://redis:6379/0")
 
 
-def test_the_sidecar_is_given_longer_to_stop_than_its_grace(services: dict[str, Any]) -> None:
-    sidecar = services["sidecar"]
+def test_the_bridge_is_started_only_where_it_is_asked_for_and_reachable_from_this_machine_alone(
+    services: dict[str, Any],
+) -> None:
+    """Beyond loopback, as in a container, it wants API keys, which only its user can give."""
+    bridge = services["bridge"]
+    assert bridge["profiles"] == ["bridge"]
+    assert set(bridge["environment"]) <= NAMES
+    assert bridge["ports"] == ["127.0.0.1:8001:8001"]
+    assert Settings.model_fields["sidecar_port"].default == 8001
+
+
+@pytest.mark.parametrize("name", ["sidecar", "bridge"])
+def test_who_answers_requests_is_given_longer_to_stop_than_its_grace(services: dict[str, Any], name: str) -> None:
+    sidecar = services[name]
     assert int(sidecar["stop_grace_period"].removesuffix("s")) > float(sidecar["environment"]["SHUTDOWN_GRACE"])
 
 
