@@ -109,7 +109,7 @@ async def bridge(url: str) -> AsyncIterator[tuple[Process, str]]:
     """A bridge and its address."""
     command = ("-m", "processor.cli", "bridge")
     settings = {"NATS_URL": url, "SIDECAR_PORT": "0", "SIDECAR_HOST": "127.0.0.1"}
-    async with started(*command, ready="sidecar: ", **settings) as (process, address):
+    async with started(*command, ready="sidecar: dashboard and API on ", **settings) as (process, address):
         yield process, address
 
 
