@@ -70,5 +70,6 @@ def test_auc_is_the_share_of_pairs_in_order_with_ties_for_half() -> None:
     assert auc([1, 3], [1, 2]) == (0.5 + 0 + 1 + 1) / 4
 
 
-def test_4_kb_take_less_than_a_millisecond() -> None:
-    assert max(fastest_s(text) for text in of_4_kb(PROMPTS)[:10]) < 1e-3
+def test_4_kb_of_one_prompt_take_about_as_long_as_4_kb_of_another() -> None:
+    times = [fastest_s(text, runs=30) for text in of_4_kb(PROMPTS)[:10]]
+    assert max(times) < 15 * min(times)

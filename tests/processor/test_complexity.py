@@ -190,8 +190,10 @@ def test_no_text_takes_long(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["- a\n", "a\n", "\n", "```", "```\na", "1|2|3\n", "10:31 a\n", "1,2,3\n", "word word\n\n", "qx ", "水"]
 )
-def test_nor_do_4_kb_of_any_one_thing(text: str) -> None:
-    assert fastest_s((text * 4096)[:4096]) < 1e-3
+def test_nor_does_one_thing_over_and_over_beside_prose_of_the_same_size(text: str) -> None:
+    """Side by side: `python -m bench.routing.evaluate` says how long it takes on the machine it runs on."""
+    prose = "The district office asks which wells will be dry by the end of the month, and why. " * 60
+    assert fastest_s((text * 4096)[:4096], runs=30) < 5 * fastest_s(prose[:4096], runs=30)
 
 
 def test_only_the_first_and_the_last_8000_characters_are_looked_at() -> None:
