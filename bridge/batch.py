@@ -17,7 +17,7 @@ from bridge.asking import Ask
 from bridge.batch_lines import BatchLine, read_lines
 from bridge.batch_queue import KEY_HEADER, find, put
 from bridge.batch_standing import Standing, standings
-from bridge.bodies import error_body, error_response, json_response, read_body
+from bridge.bodies import error_response, json_response, read_body
 from bridge.callers import Caller, caller
 from bridge.line import Line
 from bridge.sse import EventStream
@@ -26,6 +26,7 @@ from bridge.steering import Steering, steering
 from processor.batches import Batch, batch_id, digest
 from processor.errors import ErrorType, RequestError
 from processor.messages import Request as Asked
+from processor.replies import error_body
 from processor.subjects import Priority, is_request_id
 
 MAX_AT_ONCE = 4
@@ -68,7 +69,7 @@ def batches(line: Line) -> APIRouter:
                 _results(line, found),
                 on_gone=_let_go,
                 failed=error_response,
-                late=lambda error: error_body(error) + b"\n",
+                late=lambda error: error_body("", error) + b"\n",
                 headers={"Content-Type": "application/x-ndjson"},
                 heartbeat=b"",
             )

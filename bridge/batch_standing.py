@@ -6,17 +6,15 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import orjson
 import structlog
 
 from bridge.line import BrokerAway, Line
-from bridge.standing import ENDINGS, State
+from bridge.standing import ENDINGS, State, ended_as
 from processor import jetstream, subjects
 from processor.bus import Bus
 from processor.errors import ErrorType, RequestError
 from processor.jetstream import JetStreamError, JetStreamUnavailable, StoredMessage
 from processor.replies import Ending, Replies
-from processor.reply_bodies import ReplyEvent
 from processor.subjects import Priority
 
 _PAGE_BYTES = 4 * 1024 * 1024
@@ -115,11 +113,4 @@ async def _answered(bus: Bus, request_id: str, last: StoredMessage) -> Standing:
         ending = await Replies(bus).ending(request_id)
     if ending is None:
         return Standing(request_id, State.RUNNING)
-    return Standing(request_id, _ended_as(ending), ending.body)
-
-
-def _ended_as(ending: Ending) -> State:
-    if ending.event is ReplyEvent.FINAL:
-        return State.COMPLETED
-    kind = ErrorType(orjson.loads(ending.body)["error"]["type"])
-    return {ErrorType.CANCELLED: State.CANCELLED, ErrorType.DEADLINE_EXCEEDED: State.EXPIRED}.get(kind, State.FAILED)
+    return Standing(request_id, ended_as(ending), ending.body)

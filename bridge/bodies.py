@@ -15,7 +15,8 @@ from bridge.client_gone import ClientGone
 from bridge.line import BrokerLost
 from processor.errors import ErrorType, RequestError
 from processor.messages import MAX_BODY_BYTES
-from processor.reply_bodies import ErrorBody, ErrorReply, FinalReply
+from processor.replies import error_body
+from processor.reply_bodies import FinalReply
 
 T = TypeVar("T")
 
@@ -118,14 +119,8 @@ def error_response(
     """An error in the contract's own form."""
     shown = {REQUEST_ID_HEADER: header_text(request_id)} if request_id else {}
     return Response(
-        error_body(error, request_id),
+        error_body(request_id, error),
         status or error.type.code,
         headers=retry_headers(error) | shown | dict(headers or {}),
         media_type="application/json",
     )
-
-
-def error_body(error: RequestError, request_id: str = "") -> bytes:
-    """An error as JSON, as it is in a stream too."""
-    body = ErrorBody(type=error.type, message=error.message, request_id=request_id, retry_after_s=error.retry_after_s)
-    return ErrorReply(error=body).model_dump_json().encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -13,6 +13,9 @@ from bridge.figures import Breaker, Counts, Figures, Histogram, Limit, Provider
 from bridge.snapshot import Frame
 
 BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}
+_Values = Iterable[tuple[Sequence[str], float]]
+"""Each with the values of its labels."""
+_Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 _CALLED: Final = ("replica", "provider", "model")
 
 
@@ -38,19 +41,15 @@ class Exposition:
         yield alerts
 
 
-def _counter(
-    name: str, says: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, says, labels=labels)
-    for named, value in values:
-        family.add_metric(named, value)
-    return family
+def _counter(name: str, says: str, labels: Sequence[str], values: _Values) -> CounterMetricFamily:
+    return _filled(CounterMetricFamily(name, says, labels=labels), values)
 
 
-def _gauge(
-    name: str, says: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, says, labels=labels)
+def _gauge(name: str, says: str, labels: Sequence[str], values: _Values) -> GaugeMetricFamily:
+    return _filled(GaugeMetricFamily(name, says, labels=labels), values)
+
+
+def _filled(family: _Family, values: _Values) -> _Family:
     for named, value in values:
         family.add_metric(named, value)
     return family

@@ -13,7 +13,6 @@ from bridge.asking import Ask, Refused, Run, refusal
 from bridge.bodies import (
     REQUEST_ID_HEADER,
     decode_object,
-    error_body,
     error_response,
     json_response,
     reply_headers,
@@ -31,7 +30,7 @@ from processor import subjects
 from processor.errors import ErrorType, RequestError
 from processor.messages import Request as Asked
 from processor.messages import decode_request, encode_fields
-from processor.replies import Ending
+from processor.replies import Ending, error_body
 from processor.reply_bodies import ReplyEvent
 from processor.subjects import Priority
 
@@ -171,7 +170,7 @@ def _late(request_id: str) -> Callable[[RequestError], bytes]:
 
     def event_of(error: RequestError) -> bytes:
         name = ReplyEvent.ERROR if isinstance(error, Refused) else "broken"
-        return event(error_body(error, request_id), name=name)
+        return event(error_body(request_id, error), name=name)
 
     return event_of
 

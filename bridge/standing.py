@@ -108,12 +108,15 @@ def _standing(
 
 def _state(ending: Ending | None, queued: StoredMessage | None, events: dict[AuditEvent, StoredMessage]) -> State:
     if ending is not None:
-        if ending.event is ReplyEvent.FINAL:
-            return State.COMPLETED
-        kind = orjson.loads(ending.body)["error"]["type"]
-        return {ErrorType.CANCELLED: State.CANCELLED, ErrorType.DEADLINE_EXCEEDED: State.EXPIRED}.get(
-            kind, State.FAILED
-        )
+        return ended_as(ending)
     if (ended := next((state for event, state in ENDINGS.items() if event in events), None)) is not None:
         return ended
     return State.QUEUED if queued is not None and not events else State.RUNNING
+
+
+def ended_as(ending: Ending) -> State:
+    """How a request ended."""
+    if ending.event is ReplyEvent.FINAL:
+        return State.COMPLETED
+    kind = orjson.loads(ending.body)["error"]["type"]
+    return {ErrorType.CANCELLED: State.CANCELLED, ErrorType.DEADLINE_EXCEEDED: State.EXPIRED}.get(kind, State.FAILED)
