@@ -23,18 +23,12 @@ from providers.base import (
 from providers.errors import Overloaded
 from providers.scripted import Pause, Step
 from tests.bridge.anthropic_client import WORDS, answered, answers, says, sdk, streamed
-from tests.bridge.edge import Edge, bridging
+from tests.bridge.edge import Edge
 from tests.conftest import StartProcessor
 from tests.talk import all_audit_events
 from tests.wait import wait_until
 
 TOOL: Any = {"name": "look", "input_schema": {"type": "object", "properties": {"at": {"type": "integer"}}}}
-
-
-@pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
 
 
 @pytest.fixture

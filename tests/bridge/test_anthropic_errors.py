@@ -30,12 +30,6 @@ from tests.wait import wait_until
 
 
 @pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
-
-
-@pytest.fixture
 async def client(edge: Edge) -> AsyncIterator[AsyncAnthropic]:
     async with sdk(edge) as one:
         yield one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -30,12 +30,6 @@ from tests.talk import audit_events, body
 from tests.wait import wait_until
 
 PATH = "/api/batch"
-
-
-@pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
 
 
 def lines(*texts: str, **fields: Any) -> bytes:

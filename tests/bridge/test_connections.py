@@ -81,12 +81,6 @@ async def raw(edge: Edge | str) -> AsyncIterator[Raw]:
 
 
 @pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.2)
     monkeypatch.setattr(connections, "REST_WITHIN_S", 0.2)

@@ -47,12 +47,6 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
-
-
-@pytest.fixture
 async def viewed(chromium: str, edge: Edge) -> AsyncIterator[Viewed]:
     async with viewing(chromium, edge.url) as page:
         yield page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,6 @@ from tests.talk import all_audit_events, body, listen, stored
 from tests.wait import wait_until
 
 WORDS = "one two three four five six"
-
-
-@pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
 
 
 async def test_an_answer_comes_whole_with_its_text_in_response(edge: Edge, start: StartProcessor) -> None:

@@ -61,12 +61,6 @@ RAIN: Any = {
 
 
 @pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
-
-
-@pytest.fixture
 async def client(edge: Edge) -> AsyncIterator[openai.AsyncOpenAI]:
     """The SDK with only its address changed, and every answer held to OpenAI's types."""
     async with openai.AsyncOpenAI(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
-from nats.aio.client import Client
 from schemathesis import GenerationMode
 from schemathesis.checks import CheckFunction
 from schemathesis.core.result import Ok
@@ -21,7 +20,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from bridge.openapi_native import OPERATIONS
 from processor.errors import ErrorType
 from providers.scripted import ScriptedProvider
-from tests.bridge.edge import Edge, bridging
+from tests.bridge.edge import Edge
 from tests.conftest import StartProcessor
 
 EXAMPLES = 8
@@ -35,12 +34,6 @@ FAULTS_OF_THE_CLIENT = {ErrorType.DEADLINE_EXCEEDED, ErrorType.UNAVAILABLE}
 @schemathesis.serializer("application/x-ndjson")
 def as_lines(_: Any, value: Any) -> bytes:
     return value.encode() if isinstance(value, str) else orjson.dumps(value, default=str)
-
-
-@pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
 
 
 async def test_every_route_of_the_apps_own_surface_is_described(edge: Edge) -> None:

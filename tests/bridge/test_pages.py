@@ -7,24 +7,15 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-from nats.aio.client import Client
 from yarl import URL
 
 from bridge.pages import shipped_assets
-from tests.bridge.edge import Edge, bridging
+from tests.bridge.edge import Edge
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = shipped_assets()
-
-
-@pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
 
 
 async def test_the_page_is_served_at_the_root_with_a_policy_that_lets_nothing_in_from_elsewhere(edge: Edge) -> None:

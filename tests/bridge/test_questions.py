@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -17,18 +16,12 @@ from bridge.callers import ANYBODY, Caller
 from processor.errors import RequestError
 from processor.spend import Cell, Unit, pico
 from providers.scripted import ScriptedProvider
-from tests.bridge.edge import Edge, bridging
+from tests.bridge.edge import Edge
 from tests.conftest import StartProcessor
 
 BUDGETS = "[budgets]\nmonthly_usd = 100\n[budgets.tenants.acme]\nmonthly_usd = 10\n"
 OF_ACME = Caller("acme's", tenant="acme", models=frozenset({"haiku"}))
 OF_ANY_TENANT = Caller("a backend's")
-
-
-@pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
 
 
 async def get(edge: Edge, path: str, status: int = 200) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -22,18 +21,12 @@ from processor.errors import ErrorType
 from processor.subjects import AuditEvent, Priority
 from providers.errors import Overloaded
 from providers.scripted import ScriptedProvider
-from tests.bridge.edge import Edge, bridging
+from tests.bridge.edge import Edge
 from tests.conftest import StartProcessor
 from tests.talk import all_audit_events, body
 from tests.wait import wait_until
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
 
 
 def ended(request_id: str, *, outcome: AuditEvent = AuditEvent.COMPLETED, **fields: Any) -> Ended:

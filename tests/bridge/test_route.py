@@ -26,12 +26,6 @@ from tests.talk import body
 from tests.wait import wait_until
 
 
-@pytest.fixture
-async def edge(nc: Client, nats_url: str) -> AsyncIterator[Edge]:
-    async with bridging(nats_url) as one:
-        yield one
-
-
 async def test_the_answer_is_that_of_llm_route_and_no_model_is_called(
     nc: Client, edge: Edge, start: StartProcessor
 ) -> None:
